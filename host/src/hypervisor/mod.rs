@@ -1,0 +1,247 @@
+//! The machine underneath: one pair of traits, [`Vm`] and [`Vcpu`], in guest terms, and an implementation
+//! per operating system (`kvm` on Linux, `bhyve` on illumos).
+//!
+//! Nothing outside this folder knows which one runs, and nothing outside it carries `cfg(target_os)`.
+//! The traits are called, never boxed: [`Machine`](self) code uses the alias [`Backend`] that the target selects.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use crate::memory::GuestMemory;
+
+#[cfg(target_os = "linux")]
+pub mod kvm;
+#[cfg(target_os = "linux")]
+pub use kvm::KvmVm as Backend;
+
+/// A message signalled interrupt: what a PCI function writes where (PCI 3.0 section 6.8.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Msi {
+    /// Message address, `0xfee0_0000` based on x86.
+    pub address: u64,
+    /// Message data: vector and delivery mode.
+    pub data: u32,
+}
+
+/// A guest write that only signals: bound to an eventfd so that it needs no exit to userspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doorbell {
+    /// Port or memory address space.
+    pub space: Space,
+    /// Guest address of the register.
+    pub address: u64,
+    /// Access width in bytes (1, 2, 4 or 8), or 0 for any width.
+    pub width: u8,
+    /// Only this value signals; `None` takes every value.
+    pub value: Option<u64>,
+}
+
+/// The two address spaces of an x86 guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// Ports 0 to 0xffff.
+    Pio,
+    /// Guest physical memory.
+    Mmio,
+}
+
+/// What answers the guest's register accesses while a vCPU runs. `width` is 1, 2, 4 or 8 bytes; a read's
+/// result is truncated to it.
+pub trait ExitHandler {
+    /// The guest read from a port.
+    fn pio_read(&mut self, port: u16, width: u8) -> u32;
+    /// The guest wrote to a port.
+    fn pio_write(&mut self, port: u16, width: u8, value: u32);
+    /// The guest read memory that is not RAM.
+    fn mmio_read(&mut self, address: u64, width: u8) -> u64;
+    /// The guest wrote to memory that is not RAM.
+    fn mmio_write(&mut self, address: u64, width: u8, value: u64);
+}
+
+/// Why [`Vcpu::run`] returned. Register accesses never get here: they went to the [`ExitHandler`].
+#[derive(Debug)]
+pub enum Exit {
+    /// [`Kick::kick`] or a signal: look for work, then run again.
+    Kicked,
+    /// Triple fault, or a reset that the hypervisor itself saw.
+    TripleFault,
+    /// Every vCPU halts with interrupts disabled (only hypervisors that detect it themselves report this).
+    Halted,
+    /// The hypervisor can't go on with this guest. The text says in words what happened.
+    Crash(String),
+}
+
+/// One virtual CPU. Owned and run by its own thread.
+pub trait Vcpu: Send {
+    /// Runs the guest until something other than a register access happens.
+    ///
+    /// # Errors
+    /// The hypervisor refused to run; the vCPU can't be used further.
+    fn run(&mut self, handler: &mut dyn ExitHandler) -> anyhow::Result<Exit>;
+
+    /// A handle by which any thread can make [`Vcpu::run`] return [`Exit::Kicked`].
+    fn kick_handle(&self) -> Arc<dyn Kick>;
+
+    /// Back to power-on state (Intel SDM volume 3, table 10-1). CPU 0 becomes runnable, the others wait for INIT/SIPI.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn reset(&mut self) -> anyhow::Result<()>;
+
+    /// Reads general, control and segment registers, for diagnosis and direct boot.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn registers(&self) -> anyhow::Result<Registers>;
+
+    /// Sets them.
+    ///
+    /// # Errors
+    /// The hypervisor refused, as it does for values no CPU could hold.
+    fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()>;
+
+    /// Whether this vCPU waits in HLT with interrupts disabled, so that nothing but an NMI or a reset wakes it.
+    fn halted_for_good(&self) -> bool;
+}
+
+/// Makes a running vCPU leave the guest.
+pub trait Kick: Send + Sync {
+    /// Forces the next, or the present, [`Vcpu::run`] to return soon. Callable from any thread at any time.
+    fn kick(&self);
+}
+
+/// One virtual machine with its in-kernel interrupt controllers (two 8259, one I/O APIC, a local APIC per CPU) and PIT.
+pub trait Vm: Send + Sync + Sized + 'static {
+    /// The vCPU that belongs to it.
+    type Vcpu: Vcpu;
+
+    /// Creates the VM and maps `memory` into it, in the order that is cheapest for this hypervisor.
+    ///
+    /// # Errors
+    /// No hypervisor, no permission, or out of resources: the message says what to do.
+    fn create(name: &str, memory: Arc<GuestMemory>) -> anyhow::Result<Self>;
+
+    /// The largest number of vCPUs this host allows.
+    fn max_vcpus(&self) -> u32;
+
+    /// Adds vCPU `id` (ids count from 0; the local APIC id is the same number) with a CPUID table that says
+    /// `count` CPUs exist in all.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn create_vcpu(&self, id: u32, count: u32) -> anyhow::Result<Self::Vcpu>;
+
+    /// Drives interrupt line `gsi` (0 to 23: I/O APIC pin, and below 16 also the 8259 input).
+    ///
+    /// # Errors
+    /// No such line.
+    fn set_irq_line(&self, gsi: u32, high: bool) -> anyhow::Result<()>;
+
+    /// Delivers one message signalled interrupt now.
+    ///
+    /// # Errors
+    /// The message names no destination.
+    fn send_msi(&self, msi: Msi) -> anyhow::Result<()>;
+
+    /// From now on each count written to `fd` delivers `msi`, without userspace where the hypervisor can.
+    ///
+    /// # Errors
+    /// Out of routes or descriptors.
+    fn connect_msi(&self, fd: BorrowedFd<'_>, msi: Msi) -> anyhow::Result<MsiRoute>;
+
+    /// Changes what `route` delivers. No interrupt is lost meanwhile.
+    ///
+    /// # Errors
+    /// The hypervisor refused; the route keeps its old message.
+    fn update_msi(&self, route: &MsiRoute, msi: Msi) -> anyhow::Result<()>;
+
+    /// Ends a route; counts written to its fd stay there, to be read by whoever holds it.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn disconnect_msi(&self, fd: BorrowedFd<'_>, route: MsiRoute) -> anyhow::Result<()>;
+
+    /// Binds a doorbell to an eventfd. `Ok(false)`: this hypervisor can't, so the write reaches the
+    /// [`ExitHandler`] as any other, and the device handles it there.
+    ///
+    /// # Errors
+    /// The hypervisor could, but refused this one (address taken, out of resources).
+    fn bind_doorbell(&self, doorbell: Doorbell, fd: BorrowedFd<'_>) -> anyhow::Result<bool>;
+
+    /// Undoes [`Vm::bind_doorbell`].
+    ///
+    /// # Errors
+    /// It was not bound.
+    fn unbind_doorbell(&self, doorbell: Doorbell, fd: BorrowedFd<'_>) -> anyhow::Result<()>;
+
+    /// Puts the in-kernel devices back to power-on state. Called while no vCPU runs; RAM, routes and doorbells stay.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn reset(&self) -> anyhow::Result<()>;
+}
+
+/// A route from an eventfd to an interrupt, made by [`Vm::connect_msi`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct MsiRoute(pub(crate) u32);
+
+/// A segment register with its hidden part (Intel SDM volume 3, section 3.4.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Visible selector.
+    pub selector: u16,
+    /// Base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u32,
+    /// Type (3:0), S (4), DPL (6:5), P (7), AVL (12), L (13), D/B (14), G (15), unusable (16).
+    pub access: u32,
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DescriptorTable {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// The registers that direct boot sets and diagnosis prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the field names are the registers' own
+pub struct Registers {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rsp: u64,
+    pub rbp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub cs: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub ss: Segment,
+    pub tr: Segment,
+    pub ldt: Segment,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}

@@ -1,0 +1,2 @@
+//! vmm-host.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Character backends: unix socket, terminal, pty, file.

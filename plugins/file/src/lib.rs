@@ -1,0 +1,1 @@
+//! Disk in a file or block device.
