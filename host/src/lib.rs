@@ -1,1 +1,3 @@
 //! vmm-host.
+pub mod bus;
+pub mod machine;
