@@ -109,10 +109,16 @@ pub struct BlockTable {
     pub info: unsafe extern "C" fn(this: *mut c_void, out: *mut BlockInfo) -> i32,
     /// Opens a queue for at most `depth` requests in flight and stores it in `out`; owned by the caller until
     /// `close_queue`. Control thread or the future owner.
-    pub open_queue: unsafe extern "C" fn(this: *mut c_void, depth: u32, out: *mut *mut c_void, err: *const Sink) -> i32,
+    pub open_queue: unsafe extern "C" fn(
+        this: *mut c_void,
+        depth: u32,
+        out: *mut *mut c_void,
+        err: *const Sink,
+    ) -> i32,
     /// Hands over `count` requests; returns how many were taken, from the first on. Fewer than `count`: the queue is full, reap first.
     /// Invalid requests are taken and complete with `-EINVAL`. Queue owner; allocates nothing, may do short I/O itself.
-    pub submit: unsafe extern "C" fn(queue: *mut c_void, reqs: *const BlockReq, count: usize) -> usize,
+    pub submit:
+        unsafe extern "C" fn(queue: *mut c_void, reqs: *const BlockReq, count: usize) -> usize,
     /// Stores at most `max` completions; returns how many. Fewer than `max`: there are no more now. Queue owner.
     pub reap: unsafe extern "C" fn(queue: *mut c_void, out: *mut BlockDone, max: usize) -> usize,
     /// A descriptor that gets readable when completions have come that were not there yet at the end of the last

@@ -124,7 +124,8 @@ pub struct IoTable {
     /// that the device has, never beyond the region. The host masks the result to `width`.
     pub read: unsafe extern "C" fn(this: *mut c_void, region: u32, offset: u64, width: u32) -> u64,
     /// Writes the low `width` bytes of `value`.
-    pub write: unsafe extern "C" fn(this: *mut c_void, region: u32, offset: u64, width: u32, value: u64),
+    pub write:
+        unsafe extern "C" fn(this: *mut c_void, region: u32, offset: u64, width: u32, value: u64),
 }
 
 /// A capability in PCI configuration space (PCI 3.0 section 6.7), in the order in which the guest finds them.
@@ -190,7 +191,8 @@ pub struct PciCapabilityTable {
     /// Reads `width` (1, 2, 4) bytes at `offset` into the body of capability number `cap` (its index in the description).
     pub read: unsafe extern "C" fn(this: *mut c_void, cap: u32, offset: u32, width: u32) -> u32,
     /// Writes there.
-    pub write: unsafe extern "C" fn(this: *mut c_void, cap: u32, offset: u32, width: u32, value: u32),
+    pub write:
+        unsafe extern "C" fn(this: *mut c_void, cap: u32, offset: u32, width: u32, value: u32),
 }
 
 /// `vmm.events/1`: on the I/O thread, never two at once for one object.
@@ -213,5 +215,11 @@ pub struct SnapshotTable {
     pub save: unsafe extern "C" fn(this: *mut c_void, out: *const Sink, err: *const Sink) -> i32,
     /// Takes state of `version`, one that the manifest's `state` range promises. Returns 0 or `-errno`; after a failure
     /// the device is as created.
-    pub load: unsafe extern "C" fn(this: *mut c_void, version: u32, data: *const u8, len: usize, err: *const Sink) -> i32,
+    pub load: unsafe extern "C" fn(
+        this: *mut c_void,
+        version: u32,
+        data: *const u8,
+        len: usize,
+        err: *const Sink,
+    ) -> i32,
 }

@@ -189,24 +189,34 @@ pub struct Root {
     ) -> i32,
 }
 
-// SAFETY: a `Root` is immutable data; the pointers in it refer to statics of the plugin.
 #[allow(unsafe_code)] // the exported static has to be Sync
+// SAFETY: a `Root` is immutable data; the pointers in it refer to statics of the plugin.
 unsafe impl Sync for Root {}
 
 impl Str {
     /// Borrows `text` for a call.
     #[must_use]
     pub const fn new(text: &str) -> Self {
-        Self { ptr: text.as_ptr(), len: text.len() }
+        Self {
+            ptr: text.as_ptr(),
+            len: text.len(),
+        }
     }
 }
 
 impl Iface {
     /// "Not offered".
-    pub const NONE: Self = Self { table: core::ptr::null(), layout: core::ptr::null(), layout_kind: 0 };
+    pub const NONE: Self = Self {
+        table: core::ptr::null(),
+        layout: core::ptr::null(),
+        layout_kind: 0,
+    };
 }
 
 impl Obj {
     /// No object.
-    pub const NONE: Self = Self { this: core::ptr::null_mut(), base: core::ptr::null() };
+    pub const NONE: Self = Self {
+        this: core::ptr::null_mut(),
+        base: core::ptr::null(),
+    };
 }
