@@ -1,3 +1,9 @@
 //! vmm-host.
 pub mod bus;
+pub mod hypervisor;
 pub mod machine;
+pub mod memory;
+pub mod pci;
+pub mod cli;
+pub mod config;
+pub mod plugins;

@@ -1,0 +1,228 @@
+//! The command line: what can be typed, and what each command prints and returns.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use log::LevelFilter;
+
+use crate::config::source::Severity;
+use crate::config::{self, Loaded};
+use crate::plugins::inspect;
+use crate::plugins::registry::Registry;
+use crate::plugins::search::{SearchOptions, search};
+
+/// The exit code of a VM that could not be built or failed while it ran.
+pub const EXIT_FAILURE: u8 = 1;
+/// The exit code for a VM file that is refused. (2 is a wrong command line, by clap.)
+pub const EXIT_CONFIG: u8 = 3;
+
+const EXAMPLES: &str = "\
+Examples:
+  vmm-host configs/hello.toml          run the self-test guest, console on this terminal
+  vmm-host check vm.toml               check a VM file and its plugins, create nothing
+  vmm-host plugins                     list the plugins that are found, and what was skipped
+  vmm-host plugins NAME                the options of a plugin, driver or backend type
+  vmm-host --plugin-path ./mine vm.toml
+
+Plugins are looked for in --plugin-path, then in the directories of VMM_PLUGIN_PATH, then in
+`[plugins] path` of the VM file, then beside this binary, then in ../lib/vmm-host/plugins from
+there. Where two directories provide one name, the earlier has it.
+
+Exit codes:
+  0  the guest halted (or what `exit_on_halt` or `exit_on_reboot` of the VM file say)
+  1  the VM could not be built, or failed
+  2  wrong command line
+  3  the VM file is refused";
+
+/// Runs a virtual machine whose every device and backend is a plugin.
+#[derive(Debug, Parser)]
+#[command(name = "vmm-host", version = version(), after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, arg_required_else_help = true, max_term_width = 100)]
+pub struct Arguments {
+    /// The VM file to run
+    #[arg(value_name = "VM.toml", required = true)]
+    file: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    /// Search this directory for plugins, before all others; may be repeated
+    #[arg(long, value_name = "DIR", global = true)]
+    plugin_path: Vec<PathBuf>,
+
+    /// How much to log on stderr; overrides RUST_LOG [default: info]
+    #[arg(long, value_name = "LEVEL", global = true, ignore_case = true)]
+    log_level: Option<LogLevel>,
+}
+
+/// What to do instead of running a VM.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a VM file against the plugins found; nothing is created and no plugin is loaded
+    Check {
+        /// The VM file to check
+        #[arg(value_name = "VM.toml")]
+        file: PathBuf,
+    },
+    /// List the plugins found, or show everything about one of them
+    Plugins {
+        /// A plugin, a driver or a backend type
+        name: Option<String>,
+        /// Print the option reference as Markdown
+        #[arg(long, hide = true, conflicts_with = "name")]
+        markdown: bool,
+    },
+}
+
+/// The levels of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogLevel {
+    Error,
+    #[value(alias = "warning")]
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> LevelFilter {
+        match level {
+            LogLevel::Error => LevelFilter::Error,
+            LogLevel::Warn => LevelFilter::Warn,
+            LogLevel::Info => LevelFilter::Info,
+            LogLevel::Debug => LevelFilter::Debug,
+            LogLevel::Trace => LevelFilter::Trace,
+        }
+    }
+}
+
+fn version() -> String {
+    format!(
+        "{} (plugin ABI {})",
+        env!("CARGO_PKG_VERSION"),
+        crate::plugins::manifest::HOST_ABI
+    )
+}
+
+/// Does what the process's command line asks, with `run` for a VM whose file was accepted.
+pub fn main(run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> ExitCode {
+    let started = Instant::now();
+    let arguments = Arguments::parse();
+    start_log(arguments.log_level, started);
+    let options = SearchOptions::of_process(arguments.plugin_path);
+    let code = match (arguments.command, arguments.file) {
+        (Some(Command::Check { file }), _) => check(&file, &options),
+        (Some(Command::Plugins { name, markdown }), _) => {
+            plugins(name.as_deref(), markdown, &options)
+        }
+        (None, Some(file)) => run_file(&file, &options, run),
+        // clap requires a file where there is no command.
+        (None, None) => EXIT_FAILURE,
+    };
+    ExitCode::from(code)
+}
+
+/// Lines such as `[  0.004] warn: text`: seconds since the start, which with `debug` make a timeline of the boot.
+fn start_log(level: Option<LogLevel>, started: Instant) {
+    let mut builder = match level {
+        Some(level) => {
+            let mut builder = env_logger::Builder::new();
+            builder.filter_level(level.into());
+            builder
+        }
+        None => env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")),
+    };
+    builder.format(move |out, record| {
+        let style = out.default_level_style(record.level());
+        let level = record.level().as_str().to_ascii_lowercase();
+        writeln!(
+            out,
+            "[{:7.3}] {style}{level}{style:#}: {}",
+            started.elapsed().as_secs_f64(),
+            record.args()
+        )
+    });
+    builder.init();
+}
+
+fn run_file(
+    file: &Path,
+    options: &SearchOptions,
+    run: impl FnOnce(Loaded) -> anyhow::Result<u8>,
+) -> u8 {
+    let Some(loaded) = accepted(file, options) else {
+        return EXIT_CONFIG;
+    };
+    loaded.registry.log_skipped();
+    run(loaded).unwrap_or_else(|error| {
+        log::error!("{error:#}");
+        EXIT_FAILURE
+    })
+}
+
+/// Reads the VM file, prints what is wrong with it on stderr, and returns it if it can be run.
+fn accepted(file: &Path, options: &SearchOptions) -> Option<Loaded> {
+    match config::load(file, options) {
+        Ok(loaded) => {
+            if loaded.warnings.count(Severity::Warning) > 0 {
+                eprint!("{}", loaded.warnings);
+            }
+            Some(loaded)
+        }
+        Err(report) => {
+            eprint!("{report}");
+            None
+        }
+    }
+}
+
+fn check(file: &Path, options: &SearchOptions) -> u8 {
+    let Some(loaded) = accepted(file, options) else {
+        return EXIT_CONFIG;
+    };
+    let config = &loaded.config;
+    print(&format!(
+        "{}: good: {} with {} vCPUs, {} MiB, {} devices, {} backends\n",
+        file.display(),
+        config.name,
+        config.cpus,
+        config.memory_bytes >> 20,
+        config.devices.len(),
+        config.backends.len()
+    ))
+}
+
+fn plugins(name: Option<&str>, markdown: bool, options: &SearchOptions) -> u8 {
+    let registry = Registry::new(search(options.directories(&[])));
+    for refused in registry.unsearchable() {
+        eprintln!("error: {refused}");
+    }
+    if !registry.unsearchable().is_empty() {
+        return EXIT_FAILURE;
+    }
+    match name {
+        _ if markdown => print(&inspect::markdown(&registry)),
+        None => print(&inspect::list(&registry)),
+        Some(name) => match inspect::describe(&registry, name) {
+            Ok(text) => print(&text),
+            Err(text) => {
+                eprintln!("error: {text}");
+                EXIT_FAILURE
+            }
+        },
+    }
+}
+
+/// Writes to stdout. A reader that went away (`| head`) is no failure.
+fn print(text: &str) -> u8 {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("error: can't write to stdout: {error}");
+            EXIT_FAILURE
+        }
+        _ => 0,
+    }
+}

@@ -1,0 +1,269 @@
+//! The VM file: TOML to a checked [`VmConfig`], or a report of everything that is wrong with it.
+//!
+//! A file is read into a tree that knows where each key was written ([`document`]), the profile's devices are put below
+//! the user's ([`profile`]), and every table is checked against what the plugins' manifests declare. No plugin code runs
+//! and no resource is created here. Nothing else in the host knows TOML.
+
+mod backends;
+mod devices;
+pub mod document;
+mod main_table;
+mod options;
+pub mod profile;
+mod references;
+pub mod source;
+pub mod spelling;
+pub mod values;
+mod vm_config;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+pub use vm_config::{
+    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, DeviceConfig, OnFault, Place, VmConfig,
+};
+
+use document::{Table, Value};
+use source::{Problems, Report, Severity, Source, Span};
+use spelling::suggestion;
+use values::{Field, refuse_unknown};
+
+use crate::plugins::registry::Registry;
+use crate::plugins::schema::BackendKind;
+use crate::plugins::search::{Origin, SearchOptions, search};
+
+/// No VM file is longer; what is was given by mistake.
+const FILE_MAX: u64 = 4 << 20;
+
+const TABLES: [&str; 5] = ["main", "plugins", "dev", "block_dev", "char_dev"];
+/// Tables of propolis files that would change what the guest sees, and that this version can't serve.
+const UNSUPPORTED: [&str; 2] = ["cpuid", "cloudinit"];
+
+/// A VM file that can be run.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What it describes.
+    pub config: VmConfig,
+    /// The plugins that were found on the way.
+    pub registry: Registry,
+    /// Holds warnings only; nothing to print if it has no problems.
+    pub warnings: Report,
+}
+
+/// Reads and checks the VM file at `path`, with all plugins of the search path. On an error the report holds every
+/// problem of the file.
+pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Report> {
+    let mut problems = Problems::default();
+    let text = match read_file(path) {
+        Ok(text) => text,
+        Err(why) => {
+            problems.error_nowhere(format!("{}: {why}", path.display()));
+            return Err(Report::new(Vec::new(), problems));
+        }
+    };
+    let mut sources = vec![Source {
+        name: path.display().to_string(),
+        text,
+    }];
+    let user = document::parse(&sources[0].text, 0, &mut problems);
+    let syntax = problems.list.len();
+    let root = with_profile(user, &mut sources, &mut problems);
+    refuse_tables(&root, &mut problems);
+
+    let directories = plugin_path(&root, path, &mut problems);
+    let registry = Registry::new(search(search_options.directories(&directories)));
+    report_unsearchable(&registry, &mut problems);
+    let config = check(&root, &sources, &registry, &mut problems);
+    drop_consequences(&mut problems, syntax, &sources[0]);
+
+    let failed = problems.any_error();
+    let report = Report::new(sources, problems);
+    match config {
+        Some(config) if !failed => Ok(Loaded {
+            config,
+            registry,
+            warnings: report,
+        }),
+        _ => Err(report),
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let mut file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+    file.by_ref()
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(format!("not a VM file: it has more than {FILE_MAX} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        format!("not UTF-8 text, line {}", line + 1)
+    })
+}
+
+/// Puts the chosen profile below the user's tables, and its text among the sources.
+fn with_profile(user: Table, sources: &mut Vec<Source>, problems: &mut Problems) -> Table {
+    let wanted = main_table::profile_name(&user);
+    let Some((name, text)) = profile::PROFILES.iter().find(|(name, _)| *name == wanted) else {
+        return user;
+    };
+    let base = document::parse(text, sources.len(), problems);
+    sources.push(Source {
+        name: format!("profile {name}"),
+        text: (*text).to_string(),
+    });
+    profile::merge(base, user)
+}
+
+fn refuse_tables(root: &Table, problems: &mut Problems) {
+    for (key, entry) in root {
+        if UNSUPPORTED.contains(&key.as_str()) {
+            problems.error(
+                entry.key,
+                format!("[{key}] is not supported by this version"),
+            );
+        } else if !TABLES.contains(&key.as_str()) {
+            let problem = problems.error(entry.key, format!("there is no table or key `{key}`"));
+            if let Some(help) = suggestion(key, TABLES) {
+                problem.help(help);
+            } else if main_table::KEYS.contains(&key.as_str()) {
+                problem.help(format!("`{key}` belongs below [main]"));
+            }
+            problem.help(format!(
+                "accepted: {}",
+                TABLES.map(|name| format!("[{name}]")).join(", ")
+            ));
+        }
+    }
+}
+
+/// The sub-tables of a top-level table, empty if it is absent; reported if it is something else.
+fn group<'a>(root: &'a Table, name: &str, problems: &mut Problems) -> Option<(&'a Table, Span)> {
+    let entry = root.get(name)?;
+    match &entry.value {
+        Value::Table(table) => Some((table, entry.key)),
+        other => {
+            problems.error(
+                entry.at,
+                format!("expected a table [{name}], found {}", other.describe()),
+            );
+            None
+        }
+    }
+}
+
+/// `[plugins] path`, relative to the VM file's directory.
+fn plugin_path(root: &Table, file: &Path, problems: &mut Problems) -> Vec<(Span, PathBuf)> {
+    let Some((table, _)) = group(root, "plugins", problems) else {
+        return Vec::new();
+    };
+    refuse_unknown("plugins", table, &["path"], problems);
+    let Some(entry) = table.get("path") else {
+        return Vec::new();
+    };
+    let field = Field {
+        table: "plugins",
+        name: "path",
+        entry,
+    };
+    let base = file.parent().unwrap_or(Path::new(""));
+    field
+        .texts(problems)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(at, path)| (at, base.join(path)))
+        .collect()
+}
+
+fn report_unsearchable(registry: &Registry, problems: &mut Problems) {
+    for refused in registry.unsearchable() {
+        match refused.directory.origin {
+            Origin::VmFile(at) => problems.error(at, refused.to_string()),
+            _ => problems.error_nowhere(refused.to_string()),
+        };
+    }
+}
+
+fn check(
+    root: &Table,
+    sources: &[Source],
+    registry: &Registry,
+    problems: &mut Problems,
+) -> Option<VmConfig> {
+    let main = match group(root, "main", problems) {
+        Some((table, at)) => Some(main_table::read(table, at, memory_of_machine(), problems)),
+        None => {
+            if !root.contains_key("main") {
+                problems
+                    .error(Span::default(), "there is no [main] table")
+                    .help("it gives at least `name`, `cpus`, `memory` and `kernel`")
+                    .absent();
+            }
+            None
+        }
+    };
+    let empty = Table::new();
+    let mut tables = |name| group(root, name, problems).map_or(&empty, |(table, _)| table);
+    let device_tables = tables("dev");
+    let backend_tables = BackendKind::ALL.map(|kind| (kind, tables(kind.table())));
+
+    let context = devices::Context {
+        sources,
+        registry,
+        on_fault: main.as_ref().map(|main| main.on_fault).unwrap_or_default(),
+    };
+    let devices = devices::read(device_tables, context, problems);
+    let mut all = std::collections::BTreeMap::new();
+    for (kind, table) in backend_tables {
+        all.append(&mut backends::read(
+            kind, table, sources, registry, problems,
+        ));
+    }
+    let backends = references::resolve(&devices, all, sources, problems);
+    let main = main?;
+    Some(VmConfig {
+        name: main.name,
+        cpus: main.cpus,
+        memory_bytes: main.memory_bytes,
+        boot: main.boot,
+        exit_on_halt: main.exit_on_halt,
+        exit_on_reboot: main.exit_on_reboot,
+        devices: devices.into_iter().map(|device| device.config).collect(),
+        backends,
+    })
+}
+
+/// Where the text did not parse, what the rest of it seems to say is not trusted: the first `syntax` problems are kept,
+/// and of the others those that are not about something missing and not on a line that could not be read.
+fn drop_consequences(problems: &mut Problems, syntax: usize, file: &Source) {
+    if syntax == 0 {
+        return;
+    }
+    let line = |at: Option<Span>| at.filter(|at| at.source == 0).map(|at| file.line(at.start));
+    let broken: Vec<_> = problems.list[..syntax]
+        .iter()
+        .map(|problem| line(problem.at))
+        .collect();
+    let mut index = 0;
+    problems.list.retain(|problem| {
+        index += 1;
+        let consequence = problem.absence
+            || problem.severity == Severity::Warning
+            || (problem.at.is_some() && broken.contains(&line(problem.at)));
+        index <= syntax || !consequence
+    });
+}
+
+/// How much memory this machine has, in bytes, where the system says so in the usual place.
+fn memory_of_machine() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}

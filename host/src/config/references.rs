@@ -1,0 +1,235 @@
+//! Which backend is used by whom: every name exists, nothing is used twice that can't be, nothing goes round in circles.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::backends::{BackendId, BackendTable};
+use super::devices::Device;
+use super::source::{Problems, Source, Span};
+use super::spelling::{listed, suggestion};
+use super::vm_config::{BackendConfig, Place};
+use crate::plugins::schema::OptionValue;
+
+type Backends = BTreeMap<BackendId, BackendTable>;
+
+/// One option of type `ref:`.
+struct Reference {
+    /// The table that it is in.
+    from: String,
+    /// The option.
+    key: String,
+    /// Its value's place.
+    at: Span,
+    /// What it names.
+    to: BackendId,
+}
+
+/// Checks all references and returns the backends in use, each after those that it refers to.
+pub fn resolve(
+    devices: &[Device],
+    mut backends: Backends,
+    sources: &[Source],
+    problems: &mut Problems,
+) -> Vec<BackendConfig> {
+    let from_devices: Vec<Reference> = devices
+        .iter()
+        .flat_map(|device| {
+            references(
+                &device.config.label(),
+                &device.config.options,
+                &device.values,
+            )
+        })
+        .collect();
+    let between: BTreeMap<BackendId, Vec<Reference>> = backends
+        .iter()
+        .map(|(id, table)| {
+            let options = table
+                .config
+                .as_ref()
+                .map_or(&[][..], |config| &config.options);
+            (id.clone(), references(&label(id), options, &table.values))
+        })
+        .collect();
+    let all = || from_devices.iter().chain(between.values().flatten());
+    for reference in all() {
+        check_exists(reference, &backends, problems);
+    }
+    check_shared(all(), &backends, sources, problems);
+    let mut walk = Walk {
+        between: &between,
+        state: BTreeMap::new(),
+        order: Vec::new(),
+    };
+    for reference in &from_devices {
+        walk.visit(&reference.to, problems);
+    }
+    let used: BTreeSet<BackendId> = walk.order.iter().cloned().collect();
+    let order = walk.order.clone();
+    // Those that no device leads to are only looked at for circles.
+    for id in between.keys() {
+        walk.visit(id, problems);
+    }
+    warn_of_unused(&backends, &used, problems);
+    order
+        .iter()
+        .filter_map(|id| backends.remove(id).and_then(|table| table.config))
+        .collect()
+}
+
+fn label((kind, name): &BackendId) -> String {
+    format!("{}.{name}", kind.table())
+}
+
+fn references(
+    from: &str,
+    options: &[(String, OptionValue)],
+    places: &BTreeMap<String, Span>,
+) -> Vec<Reference> {
+    options
+        .iter()
+        .filter_map(|(key, value)| match value {
+            OptionValue::Ref(kind, name) => Some(Reference {
+                from: from.to_string(),
+                key: key.clone(),
+                at: places.get(key).copied().unwrap_or_default(),
+                to: (*kind, name.clone()),
+            }),
+            _ => None,
+        })
+        .collect()
+}
+
+fn check_exists(reference: &Reference, backends: &Backends, problems: &mut Problems) {
+    if backends.contains_key(&reference.to) {
+        return;
+    }
+    let (kind, name) = &reference.to;
+    let known = || {
+        backends
+            .keys()
+            .filter(|(other, _)| other == kind)
+            .map(|(_, name)| name.as_str())
+    };
+    let problem = problems
+        .error(
+            reference.at,
+            format!(
+                "`{}` in [{}]: there is no [{}.{name}]",
+                reference.key,
+                reference.from,
+                kind.table()
+            ),
+        )
+        .absent();
+    if let Some(help) = suggestion(name, known()) {
+        problem.help(help);
+    }
+    problem.help(format!("[{}] has: {}", kind.table(), listed(known())));
+}
+
+/// A second writer would corrupt a disk, and a second reader would steal a console's input.
+fn check_shared<'a>(
+    references: impl Iterator<Item = &'a Reference>,
+    backends: &Backends,
+    sources: &[Source],
+    problems: &mut Problems,
+) {
+    let mut users: BTreeMap<&BackendId, &Reference> = BTreeMap::new();
+    for reference in references {
+        let shareable = backends
+            .get(&reference.to)
+            .is_none_or(BackendTable::read_only);
+        let Some(first) = users.get(&reference.to) else {
+            users.insert(&reference.to, reference);
+            continue;
+        };
+        if !shareable {
+            problems
+                .error(
+                    reference.at,
+                    format!(
+                        "`{}` in [{}]: [{}] is already used by [{}]",
+                        reference.key,
+                        reference.from,
+                        label(&reference.to),
+                        first.from
+                    ),
+                )
+                .help(format!("there: {}", Place::of(first.at, sources)))
+                .help("only a block_dev with read_only = true can be shared");
+        }
+    }
+}
+
+fn warn_of_unused(backends: &Backends, used: &BTreeSet<BackendId>, problems: &mut Problems) {
+    for (id, table) in backends {
+        // A profile's backend goes unused when the user's device takes another: as intended. It is source 1 or later.
+        if !used.contains(id) && table.at.source == 0 {
+            problems.warning(
+                table.at,
+                format!("[{}] is not used by any device", label(id)),
+            );
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Visit {
+    Open,
+    Done,
+}
+
+/// A depth-first walk over references, which yields leaves first.
+struct Walk<'a> {
+    between: &'a BTreeMap<BackendId, Vec<Reference>>,
+    state: BTreeMap<BackendId, Visit>,
+    order: Vec<BackendId>,
+}
+
+impl Walk<'_> {
+    /// Visits what `start` leads to, then `start`. Keeps its own stack: the length of a chain is the user's choice.
+    fn visit(&mut self, start: &BackendId, problems: &mut Problems) {
+        if self.state.contains_key(start) || !self.between.contains_key(start) {
+            return;
+        }
+        self.state.insert(start.clone(), Visit::Open);
+        let mut stack = vec![(start.clone(), 0)];
+        while let Some((id, next)) = stack.pop() {
+            let between = self.between;
+            let Some(reference) = between.get(&id).and_then(|all| all.get(next)) else {
+                self.state.insert(id.clone(), Visit::Done);
+                self.order.push(id);
+                continue;
+            };
+            stack.push((id, next + 1));
+            match self.state.get(&reference.to) {
+                Some(Visit::Done) => {}
+                Some(Visit::Open) => report_circle(reference, &stack, problems),
+                None if between.contains_key(&reference.to) => {
+                    self.state.insert(reference.to.clone(), Visit::Open);
+                    stack.push((reference.to.clone(), 0));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+fn report_circle(closing: &Reference, stack: &[(BackendId, usize)], problems: &mut Problems) {
+    let circle: Vec<String> = stack
+        .iter()
+        .map(|(id, _)| id)
+        .skip_while(|id| **id != closing.to)
+        .chain([&closing.to])
+        .map(label)
+        .collect();
+    problems.error(
+        closing.at,
+        format!(
+            "`{}` in [{}] closes a circle: {}",
+            closing.key,
+            closing.from,
+            circle.join(" -> ")
+        ),
+    );
+}

@@ -1,0 +1,242 @@
+//! Which plugin provides a name.
+//!
+//! Where two plugins claim one name, the one in the earlier directory of the search path has it, so that a user can put a
+//! plugin of their own before ours. Within one directory there is no order to decide by, and the name is refused.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use log::{debug, info, warn};
+
+use super::manifest::{Backend, Driver, ManifestError};
+use super::schema::BackendKind;
+use super::search::{Directory, Found, Plugin, Skipped, Unsearchable};
+use super::section::SectionError;
+use crate::config::spelling::{listed, suggestion};
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// After `driver =`.
+    Driver,
+    /// After `type =` in a table of this kind.
+    Backend(BackendKind),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Role::Driver => write!(out, "driver"),
+            Role::Backend(kind) => write!(out, "{} type", kind.table()),
+        }
+    }
+}
+
+/// A driver and the plugin that it is in.
+#[derive(Clone, Debug)]
+pub struct DriverEntry {
+    /// The plugin to load.
+    pub plugin: Arc<Plugin>,
+    index: usize,
+}
+
+impl DriverEntry {
+    /// What the plugin's manifest says about it.
+    pub fn driver(&self) -> &Driver {
+        &self.plugin.manifest.drivers[self.index]
+    }
+}
+
+/// A backend type and the plugin that it is in.
+#[derive(Clone, Debug)]
+pub struct BackendEntry {
+    /// The plugin to load.
+    pub plugin: Arc<Plugin>,
+    index: usize,
+}
+
+impl BackendEntry {
+    /// What the plugin's manifest says about it.
+    pub fn backend(&self) -> &Backend {
+        &self.plugin.manifest.backends[self.index]
+    }
+}
+
+/// The holders of one name: the plugin and its index there. More than one: all in one directory, nobody has the name.
+type Holders = Vec<(Arc<Plugin>, usize)>;
+
+/// Why a name leads to no plugin: one line, and further lines that help.
+#[derive(Debug)]
+pub struct LookupError {
+    /// What is wrong.
+    pub text: String,
+    /// What was searched, what is there, the nearest name.
+    pub help: Vec<String>,
+}
+
+/// All names that the plugins found provide.
+#[derive(Debug)]
+pub struct Registry {
+    found: Found,
+    names: BTreeMap<Role, BTreeMap<String, Holders>>,
+}
+
+impl Registry {
+    /// Gives each name to a plugin. Logs where the search order decided.
+    pub fn new(found: Found) -> Registry {
+        let mut registry = Registry {
+            found,
+            names: BTreeMap::new(),
+        };
+        for plugin in registry.found.plugins.clone() {
+            for (index, driver) in plugin.manifest.drivers.iter().enumerate() {
+                registry.claim(Role::Driver, &driver.name, &plugin, index);
+            }
+            for (index, backend) in plugin.manifest.backends.iter().enumerate() {
+                registry.claim(Role::Backend(backend.kind), &backend.name, &plugin, index);
+            }
+        }
+        registry
+    }
+
+    fn claim(&mut self, role: Role, name: &str, plugin: &Arc<Plugin>, index: usize) {
+        let holders = self
+            .names
+            .entry(role)
+            .or_default()
+            .entry(name.to_string())
+            .or_default();
+        match holders.first() {
+            Some((first, _)) if first.directory != plugin.directory => info!(
+                "{role} {name} comes from {}, which is searched before {}",
+                first.path.display(),
+                plugin.path.display()
+            ),
+            _ => holders.push((plugin.clone(), index)),
+        }
+    }
+
+    /// The plugin that provides a driver.
+    pub fn driver(&self, name: &str) -> Result<DriverEntry, LookupError> {
+        let (plugin, index) = self.holder(Role::Driver, name)?;
+        Ok(DriverEntry { plugin, index })
+    }
+
+    /// The plugin that provides a backend type.
+    pub fn backend(&self, kind: BackendKind, name: &str) -> Result<BackendEntry, LookupError> {
+        let (plugin, index) = self.holder(Role::Backend(kind), name)?;
+        Ok(BackendEntry { plugin, index })
+    }
+
+    fn holder(&self, role: Role, name: &str) -> Result<(Arc<Plugin>, usize), LookupError> {
+        let holders = self.names.get(&role).and_then(|names| names.get(name));
+        match holders.map(Vec::as_slice) {
+            Some([one]) => Ok(one.clone()),
+            Some([_, ..]) => Err(LookupError {
+                text: format!("{role} \"{name}\" is claimed by two plugins in one directory"),
+                help: holders
+                    .into_iter()
+                    .flatten()
+                    .map(|(plugin, _)| format!("claimed by {}", plugin.path.display()))
+                    .chain([
+                        "remove one, or move it to a directory that is searched earlier or later"
+                            .to_string(),
+                    ])
+                    .collect(),
+            }),
+            _ => Err(self.unknown(role, name)),
+        }
+    }
+
+    fn unknown(&self, role: Role, name: &str) -> LookupError {
+        let known: Vec<&str> = self.names(role).collect();
+        let mut help: Vec<String> = suggestion(name, known.iter().copied())
+            .into_iter()
+            .collect();
+        // A disk type after `driver =` is a common confusion, and the other way round.
+        for (other, names) in &self.names {
+            if *other != role && names.contains_key(name) {
+                help.push(format!("\"{name}\" is a {other}"));
+            }
+        }
+        for (index, directory) in self.found.directories.iter().enumerate() {
+            let here = self
+                .names
+                .get(&role)
+                .into_iter()
+                .flatten()
+                .filter(|(_, holders)| holders.iter().any(|(plugin, _)| plugin.directory == index));
+            help.push(format!(
+                "searched {} ({}): {}",
+                directory.path.display(),
+                directory.origin,
+                listed(here.map(|(name, _)| name.as_str()))
+            ));
+        }
+        if self.found.plugins.is_empty() {
+            help.push(
+                "no plugin was found at all: name their directory with --plugin-path".to_string(),
+            );
+        }
+        for skipped in &self.found.skipped {
+            help.push(format!("skipped {skipped}"));
+        }
+        LookupError {
+            text: format!("no plugin provides the {role} \"{name}\""),
+            help,
+        }
+    }
+
+    /// The names known for a role, in alphabetical order.
+    pub fn names(&self, role: Role) -> impl Iterator<Item = &str> {
+        self.names
+            .get(&role)
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// Names that several plugins of one directory claim, with those plugins.
+    pub fn conflicts(&self) -> impl Iterator<Item = (Role, &str, Vec<&Plugin>)> {
+        self.names.iter().flat_map(|(role, names)| {
+            names
+                .iter()
+                .filter(|(_, holders)| holders.len() > 1)
+                .map(|(name, holders)| {
+                    let plugins = holders.iter().map(|(plugin, _)| plugin.as_ref()).collect();
+                    (*role, name.as_str(), plugins)
+                })
+        })
+    }
+
+    /// All plugins found, in search order.
+    pub fn plugins(&self) -> &[Arc<Plugin>] {
+        &self.found.plugins
+    }
+
+    /// The directories that were searched.
+    pub fn directories(&self) -> &[Directory] {
+        &self.found.directories
+    }
+
+    /// Files that look like plugins and are not usable, with why.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.found.skipped
+    }
+
+    /// Logs the skipped files: a broken plugin is a warning, while other libraries may well live beside plugins.
+    pub fn log_skipped(&self) {
+        for skipped in &self.found.skipped {
+            match skipped.why {
+                ManifestError::Section(SectionError::NotPlugin) => debug!("skipped {skipped}"),
+                _ => warn!("skipped {skipped}"),
+            }
+        }
+    }
+
+    /// Directories that a user named and that can't be searched.
+    pub fn unsearchable(&self) -> &[Unsearchable] {
+        &self.found.unsearchable
+    }
+}

@@ -1,0 +1,173 @@
+//! Takes a plugin's manifest text out of its file without running anything of it.
+//!
+//! Only the ELF header, the section headers, their names and the one section are read: what this costs does not depend
+//! on how large the file is. The file may be anything, since it is only known to end in `.so`.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use object::read::ReadCache;
+use object::read::elf::{FileHeader, SectionHeader};
+use object::{Endianness, elf};
+
+/// The section that holds the manifest.
+pub const SECTION: &str = ".vmm.plugin";
+
+/// No manifest is longer. A file may claim more and is not believed.
+const MANIFEST_MAX: u64 = 1 << 20;
+
+#[cfg(target_arch = "x86_64")]
+const MACHINE: elf::Machine = elf::EM_X86_64;
+#[cfg(target_arch = "aarch64")]
+const MACHINE: elf::Machine = elf::EM_AARCH64;
+
+/// Why a file yields no manifest text.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SectionError {
+    /// The file can't be opened or read.
+    Unreadable(String),
+    /// A directory, a FIFO, a device.
+    NotRegular,
+    /// No ELF magic.
+    NotElf,
+    /// An ELF file that ends before what its headers describe.
+    Truncated,
+    /// ELF for another processor or word size than the host's.
+    OtherMachine(String),
+    /// An ELF executable or relocatable object.
+    NotSharedLibrary,
+    /// A proper shared library without the section.
+    NotPlugin,
+    /// The section is larger than any manifest.
+    TooLarge(u64),
+    /// The section is not UTF-8 text.
+    NotText,
+}
+
+impl fmt::Display for SectionError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SectionError::Unreadable(why) => write!(out, "can't be read: {why}"),
+            SectionError::NotRegular => write!(out, "not a regular file"),
+            SectionError::NotElf => write!(out, "not an ELF shared library"),
+            SectionError::Truncated => write!(
+                out,
+                "truncated: the file ends before its section table or manifest; copy or build it again"
+            ),
+            SectionError::OtherMachine(what) => {
+                write!(
+                    out,
+                    "built for {what}, this host runs on {}: build the plugin for this machine",
+                    std::env::consts::ARCH
+                )
+            }
+            SectionError::NotSharedLibrary => write!(out, "an ELF file, but no shared library"),
+            SectionError::NotPlugin => write!(out, "not a vmm-host plugin (no {SECTION} section)"),
+            SectionError::TooLarge(size) => write!(
+                out,
+                "its manifest section claims {size} bytes, the most is {MANIFEST_MAX}"
+            ),
+            SectionError::NotText => write!(out, "its manifest is not UTF-8 text"),
+        }
+    }
+}
+
+impl std::error::Error for SectionError {}
+
+/// Reads the manifest text of the plugin at `path`, without the NULs that pad it.
+pub fn manifest_text(path: &Path) -> Result<String, SectionError> {
+    let unreadable = |error: std::io::Error| SectionError::Unreadable(error.to_string());
+    // Before opening, since opening a FIFO would wait for its other end.
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(SectionError::NotRegular);
+    }
+    let mut file = File::open(path).map_err(unreadable)?;
+    let mut ident = Vec::with_capacity(20);
+    file.by_ref()
+        .take(20)
+        .read_to_end(&mut ident)
+        .map_err(unreadable)?;
+    check_ident(&ident)?;
+    let bytes = section(&ReadCache::new(file), metadata.len())?;
+    let text = String::from_utf8(bytes).map_err(|_| SectionError::NotText)?;
+    Ok(text.trim_end_matches('\0').to_string())
+}
+
+/// Checks e_ident and e_machine, which have the same place in both classes (System V gABI, "ELF Header").
+fn check_ident(ident: &[u8]) -> Result<(), SectionError> {
+    if !ident.starts_with(&elf::ELFMAG) {
+        return Err(SectionError::NotElf);
+    }
+    let [_, _, _, _, class, data, .., machine_low, machine_high] = *ident else {
+        return Err(SectionError::Truncated);
+    };
+    if ident.len() < 20 {
+        return Err(SectionError::Truncated);
+    }
+    if class == elf::ELFCLASS32.0 {
+        return Err(SectionError::OtherMachine("a 32-bit processor".to_string()));
+    }
+    let machine = if data == elf::ELFDATA2MSB.0 {
+        u16::from_be_bytes([machine_low, machine_high])
+    } else {
+        u16::from_le_bytes([machine_low, machine_high])
+    };
+    // Byte order is part of it: the same number in the other order is no machine of ours.
+    if machine != MACHINE.0 || (data == elf::ELFDATA2LSB.0) != cfg!(target_endian = "little") {
+        return Err(SectionError::OtherMachine(machine_name(machine)));
+    }
+    Ok(())
+}
+
+fn machine_name(machine: u16) -> String {
+    match elf::Machine(machine) {
+        elf::EM_X86_64 => "x86_64".to_string(),
+        elf::EM_AARCH64 => "aarch64".to_string(),
+        elf::EM_RISCV => "riscv".to_string(),
+        elf::EM_PPC64 => "powerpc64".to_string(),
+        elf::EM_S390 => "s390x".to_string(),
+        elf::EM_SPARCV9 => "sparcv9".to_string(),
+        other => format!("ELF machine {}", other.0),
+    }
+}
+
+fn section(data: &ReadCache<File>, length: u64) -> Result<Vec<u8>, SectionError> {
+    // What the headers say lies inside the file, or the file was cut: every failed read below means that.
+    let cut = |_| SectionError::Truncated;
+    let header = elf::FileHeader64::<Endianness>::parse(data).map_err(cut)?;
+    let endian = header.endian().map_err(cut)?;
+    if header.e_type(endian) != elf::ET_DYN {
+        return Err(SectionError::NotSharedLibrary);
+    }
+    // A count of 0 means "see section 0", for more than 65 279 sections: no plugin, and not a number to trust.
+    if header.e_shoff(endian) == 0 || header.e_shnum(endian) == 0 {
+        return Err(SectionError::NotPlugin);
+    }
+    let sections = header.sections(endian, data).map_err(cut)?;
+    let Some((_, section)) = sections.section_by_name(endian, SECTION.as_bytes()) else {
+        // With the name table gone nothing has a name; that is damage, not another kind of library.
+        let names_readable = sections
+            .iter()
+            .all(|section| sections.section_name(endian, section).is_ok());
+        return Err(if names_readable {
+            SectionError::NotPlugin
+        } else {
+            SectionError::Truncated
+        });
+    };
+    let size = section.sh_size(endian);
+    if size > MANIFEST_MAX {
+        return Err(SectionError::TooLarge(size));
+    }
+    if section
+        .sh_offset(endian)
+        .checked_add(size)
+        .is_none_or(|end| end > length)
+    {
+        return Err(SectionError::Truncated);
+    }
+    section.data(endian, data).map(<[u8]>::to_vec).map_err(cut)
+}
