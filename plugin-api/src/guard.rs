@@ -1,33 +1,43 @@
 //! Panics stop here: the dead flag, `catch_unwind`, and the text of what happened.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use crate::Host;
 
 thread_local! {
     static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static CATCHING: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Keeps each panic's message and place for the fault report instead of printing it to stderr.
-/// Each plugin has its own copy of std, so this hook is the plugin's alone.
+/// Keeps the message and place of each panic that a guard will catch, for the fault report, instead of printing
+/// it to stderr. Each plugin has its own copy of std, so this hook is the plugin's alone.
 pub(crate) fn install_panic_hook() {
-    std::panic::set_hook(Box::new(|info| {
-        let text = info
-            .payload_as_str()
-            .unwrap_or("a panic that carries no text");
-        let place = info
-            .location()
-            .map(|l| format!("panicked at {}:{}:{}: ", l.file(), l.line(), l.column()));
-        let _ = LAST_PANIC.try_with(|last| {
-            *last.borrow_mut() = Some(format!("{}{text}", place.unwrap_or_default()));
-        });
-    }));
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if CATCHING.try_with(Cell::get).unwrap_or(0) == 0 {
+                return previous(info);
+            }
+            let text = info
+                .payload_as_str()
+                .unwrap_or("a panic that carries no text");
+            let place = info.location().map(|l| format!("panicked at {l}: "));
+            let _ = LAST_PANIC.try_with(|last| {
+                *last.borrow_mut() = Some(format!("{}{text}", place.unwrap_or_default()));
+            });
+        }));
+    });
 }
 
 /// Runs `f`; a panic becomes its text.
 pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
+    CATCHING.set(CATCHING.get() + 1);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    CATCHING.set(CATCHING.get() - 1);
+    result.map_err(|payload| {
         // Dropping the payload could panic again, outside of any guard.
         std::mem::forget(payload);
         LAST_PANIC.take().unwrap_or_else(|| "panicked".to_owned())

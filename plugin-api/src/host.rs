@@ -256,10 +256,8 @@ impl Host {
     pub fn watch(&self, fd: BorrowedFd<'_>, events: Events, token: u64) -> Result<()> {
         let event = self.event()?;
         // SAFETY: a call by the table's contract.
-        check(
-            unsafe { (event.watch)(self.0.raw.ctx, fd.as_raw_fd(), events.0, token) },
-            "to watch a descriptor",
-        )?;
+        let code = unsafe { (event.watch)(self.0.raw.ctx, fd.as_raw_fd(), events.0, token) };
+        check(code, "to watch a descriptor")?;
         Ok(())
     }
 
@@ -277,11 +275,10 @@ impl Host {
     /// The host refuses it.
     pub fn timer(&self, token: u64, deadline: Option<u64>) -> Result<()> {
         let event = self.event()?;
+        let deadline = deadline.unwrap_or(u64::MAX);
         // SAFETY: a call by the table's contract.
-        check(
-            unsafe { (event.timer)(self.0.raw.ctx, token, deadline.unwrap_or(u64::MAX)) },
-            "a timer",
-        )?;
+        let code = unsafe { (event.timer)(self.0.raw.ctx, token, deadline) };
+        check(code, "a timer")?;
         Ok(())
     }
 
@@ -335,10 +332,8 @@ impl Host {
             bail!("this host can't wait for {why}")
         };
         // SAFETY: a call by the table's contract.
-        check(
-            unsafe { (startup.hold)(self.0.raw.ctx, Str::new(why)) },
-            &format!("to wait for {why}"),
-        )?;
+        let code = unsafe { (startup.hold)(self.0.raw.ctx, Str::new(why)) };
+        check(code, &format!("to wait for {why}"))?;
         Ok(())
     }
 

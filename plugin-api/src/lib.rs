@@ -27,6 +27,10 @@
 //!     fn write(&self, _region: u32, _offset: u64, _width: u32, value: u64) {
 //!         self.value.store(value, std::sync::atomic::Ordering::Relaxed);
 //!     }
+//!     fn reset(&self) -> Result<()> {
+//!         self.value.store(0, std::sync::atomic::Ordering::Relaxed);
+//!         Ok(())
+//!     }
 //! }
 //! # fn main() {}
 //! ```

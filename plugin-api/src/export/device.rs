@@ -208,10 +208,10 @@ impl<T: Device> DeviceTables<T> {
         len: usize,
         err: *const Sink,
     ) -> i32 {
-        // SAFETY: the ABI promises `len` bytes at `data`.
         let state = if len == 0 {
             &[][..]
         } else {
+            // SAFETY: the ABI promises `len` bytes at `data`.
             unsafe { std::slice::from_raw_parts(data, len) }
         };
         // SAFETY: as in `start`.

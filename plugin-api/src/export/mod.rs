@@ -55,6 +55,11 @@ impl ErrorText {
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     pub(crate) fn or_errno(self, code: i32) -> String {
         if self.0.is_empty() {
             return std::io::Error::from_raw_os_error(-code).to_string();
