@@ -9,10 +9,18 @@ use std::sync::Arc;
 
 use crate::memory::GuestMemory;
 
+pub mod backing;
 #[cfg(target_os = "linux")]
 pub mod kvm;
+#[cfg(test)]
+pub(crate) mod tests;
+#[cfg(not(target_os = "linux"))]
+pub mod unsupported;
+
 #[cfg(target_os = "linux")]
 pub use kvm::KvmVm as Backend;
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::UnsupportedVm as Backend;
 
 /// A message signalled interrupt: what a PCI function writes where (PCI 3.0 section 6.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +108,14 @@ pub trait Vcpu: Send {
     /// The hypervisor refused, as it does for values no CPU could hold.
     fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()>;
 
-    /// Whether this vCPU waits in HLT with interrupts disabled, so that nothing but an NMI or a reset wakes it.
+    /// Sets a model-specific register that [`Registers`] has no field for.
+    ///
+    /// # Errors
+    /// The hypervisor doesn't know it, or refused the value.
+    fn set_msr(&mut self, index: u32, value: u64) -> anyhow::Result<()>;
+
+    /// Whether this vCPU waits in HLT with interrupts disabled, or was never started, so that nothing but an NMI,
+    /// another CPU or a reset wakes it. Asked only on the thread that runs it, between two runs.
     fn halted_for_good(&self) -> bool;
 }
 
@@ -108,6 +123,10 @@ pub trait Vcpu: Send {
 pub trait Kick: Send + Sync {
     /// Forces the next, or the present, [`Vcpu::run`] to return soon. Callable from any thread at any time.
     fn kick(&self);
+
+    /// How often the vCPU has left the guest for anything but a kick. A figure that stands still says that the
+    /// vCPU computes without I/O, or halts.
+    fn exits(&self) -> u64;
 }
 
 /// One virtual machine with its in-kernel interrupt controllers (two 8259, one I/O APIC, a local APIC per CPU) and PIT.
@@ -115,11 +134,16 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The vCPU that belongs to it.
     type Vcpu: Vcpu;
 
-    /// Creates the VM and maps `memory` into it, in the order that is cheapest for this hypervisor.
+    /// Creates the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them), in the order that is
+    /// cheapest for this hypervisor. It makes the memory too, since some hypervisors own it.
     ///
     /// # Errors
-    /// No hypervisor, no permission, or out of resources: the message says what to do.
-    fn create(name: &str, memory: Arc<GuestMemory>) -> anyhow::Result<Self>;
+    /// No hypervisor, no permission, a size that [`crate::memory::check_size`] refuses, or out of resources: the
+    /// message says what to do.
+    fn create(name: &str, memory: u64) -> anyhow::Result<Self>;
+
+    /// The guest's RAM.
+    fn memory(&self) -> &Arc<GuestMemory>;
 
     /// The largest number of vCPUs this host allows.
     fn max_vcpus(&self) -> u32;
@@ -131,7 +155,8 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The hypervisor refused.
     fn create_vcpu(&self, id: u32, count: u32) -> anyhow::Result<Self::Vcpu>;
 
-    /// Drives interrupt line `gsi` (0 to 23: I/O APIC pin, and below 16 also the 8259 input).
+    /// Drives interrupt line `gsi` (0 to 23): the I/O APIC pin of that number, and below 16 also the 8259 input. As
+    /// on every PC, line 0 (the PIT) reaches I/O APIC pin 2, and line 2 the 8259 cascade alone.
     ///
     /// # Errors
     /// No such line.

@@ -1,0 +1,103 @@
+//! The hypervisor of systems that have no implementation yet: it says so by name instead of creating a VM.
+
+use std::convert::Infallible;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+
+use super::{Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
+use crate::memory::GuestMemory;
+
+/// A VM that can't exist.
+#[derive(Debug)]
+pub struct UnsupportedVm(Infallible);
+
+/// A vCPU that can't exist.
+#[derive(Debug)]
+pub struct UnsupportedVcpu(Infallible);
+
+impl Vm for UnsupportedVm {
+    type Vcpu = UnsupportedVcpu;
+
+    fn create(name: &str, _: u64) -> Result<Self> {
+        bail!(
+            "Cannot create VM {name}: the hypervisor of {} is not supported yet; use Linux with KVM",
+            std::env::consts::OS
+        )
+    }
+
+    fn memory(&self) -> &Arc<GuestMemory> {
+        match self.0 {}
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        match self.0 {}
+    }
+
+    fn create_vcpu(&self, _: u32, _: u32) -> Result<UnsupportedVcpu> {
+        match self.0 {}
+    }
+
+    fn set_irq_line(&self, _: u32, _: bool) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn send_msi(&self, _: Msi) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn connect_msi(&self, _: BorrowedFd<'_>, _: Msi) -> Result<MsiRoute> {
+        match self.0 {}
+    }
+
+    fn update_msi(&self, _: &MsiRoute, _: Msi) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn disconnect_msi(&self, _: BorrowedFd<'_>, _: MsiRoute) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn bind_doorbell(&self, _: Doorbell, _: BorrowedFd<'_>) -> Result<bool> {
+        match self.0 {}
+    }
+
+    fn unbind_doorbell(&self, _: Doorbell, _: BorrowedFd<'_>) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn reset(&self) -> Result<()> {
+        match self.0 {}
+    }
+}
+
+impl Vcpu for UnsupportedVcpu {
+    fn run(&mut self, _: &mut dyn ExitHandler) -> Result<Exit> {
+        match self.0 {}
+    }
+
+    fn kick_handle(&self) -> Arc<dyn Kick> {
+        match self.0 {}
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn registers(&self) -> Result<Registers> {
+        match self.0 {}
+    }
+
+    fn set_registers(&mut self, _: &Registers) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn set_msr(&mut self, _: u32, _: u64) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn halted_for_good(&self) -> bool {
+        match self.0 {}
+    }
+}
