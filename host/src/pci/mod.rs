@@ -9,6 +9,8 @@ mod bdf;
 mod config_space;
 mod decode;
 mod desc;
+#[cfg(test)]
+pub(crate) mod fake_vm;
 mod function;
 mod lines;
 mod msix;

@@ -1,1 +1,754 @@
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::fake_vm::FakeVm;
+use super::*;
+use crate::bus::{BusReader, Buses, Registers};
+use crate::hypervisor::{Msi, Space};
+
+/// A device whose registers read as region, offset and width, and which counts its writes.
+#[derive(Default)]
+struct Probe {
+    writes: AtomicU64,
+    live: Mutex<Vec<(u32, u32, u8, Option<u32>)>>,
+}
+
+impl Registers for Probe {
+    fn read(&self, region: u32, offset: u64, _: u8) -> u64 {
+        u64::from(region) << 16 | offset
+    }
+    fn write(&self, _: u32, _: u64, _: u8, _: u64) {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl LiveCapability for Probe {
+    fn read(&self, cap: u32, offset: u32, width: u8) -> u32 {
+        self.live.lock().unwrap().push((cap, offset, width, None));
+        0x8877_6655 >> (8 * (offset % 4))
+    }
+    fn write(&self, cap: u32, offset: u32, width: u8, value: u32) {
+        self.live
+            .lock()
+            .unwrap()
+            .push((cap, offset, width, Some(value)));
+    }
+}
+
+struct Board {
+    vm: Arc<FakeVm>,
+    buses: Arc<Buses>,
+    root: Arc<Root<FakeVm>>,
+    probe: Arc<Probe>,
+}
+
+const APERTURES: Apertures = Apertures {
+    io: Aperture {
+        first: 0xc000,
+        last: 0xffff,
+    },
+    mmio32: Aperture {
+        first: 0xc000_0000,
+        last: 0xdfff_ffff,
+    },
+    mmio64: Aperture {
+        first: 0x1_0000_0000,
+        last: 0x10_ffff_ffff,
+    },
+};
+
+impl Board {
+    fn new() -> Self {
+        let vm = Arc::new(FakeVm::default());
+        let buses = Arc::new(Buses::default());
+        buses.mmio.reserve("guest RAM", 0, 0x8000_0000).unwrap();
+        buses
+            .mmio
+            .reserve("the I/O APIC", 0xfec0_0000, 0x1000)
+            .unwrap();
+        let root = Root::new(
+            Arc::clone(&vm),
+            Arc::clone(&buses),
+            IrqLines::new(Arc::clone(&vm)),
+        );
+        let reset: Arc<dyn Registers> = Arc::new(Probe::default());
+        let ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset));
+        buses
+            .pio
+            .insert(
+                &Arc::from("config"),
+                CONFIG_PORTS,
+                CONFIG_PORTS_LEN,
+                0,
+                ports,
+            )
+            .unwrap();
+        let ecam = Arc::new(Ecam::new(Arc::clone(&root)));
+        buses
+            .mmio
+            .insert(&Arc::from("ecam"), 0xe000_0000, 0x1000_0000, 0, ecam)
+            .unwrap();
+        Self {
+            vm,
+            buses,
+            root,
+            probe: Arc::default(),
+        }
+    }
+
+    fn add(&self, name: &str, bdf: &str, desc: &PciFunctionDesc) -> Arc<Function<FakeVm>> {
+        self.try_add(name, bdf, desc).unwrap()
+    }
+
+    fn try_add(
+        &self,
+        name: &str,
+        bdf: &str,
+        desc: &PciFunctionDesc,
+    ) -> anyhow::Result<Arc<Function<FakeVm>>> {
+        let target = Target {
+            registers: self.probe.clone(),
+            live: Some(self.probe.clone()),
+        };
+        self.root
+            .add(&Arc::from(name), bdf.parse().unwrap(), desc, &[], target)
+    }
+
+    fn mmio(&self) -> BusReader {
+        self.buses.mmio.reader()
+    }
+
+    fn write(&self, device: u32, register: u16, width: u8, value: u32) {
+        self.root
+            .config_write(0, device << 3, register, width, value);
+    }
+
+    fn read(&self, device: u32, register: u16, width: u8) -> u32 {
+        self.root.config_read(0, device << 3, register, width)
+    }
+}
+
+fn desc() -> PciFunctionDesc {
+    let bar = |index, kind, size, region| BarDesc {
+        index,
+        kind,
+        size,
+        region,
+        prefetch: false,
+    };
+    PciFunctionDesc {
+        vendor: 0x1af4,
+        device: 0x1042,
+        class: 0x01_80_00,
+        intx: true,
+        msix_vectors: 70,
+        msix_bar: 1,
+        bars: vec![
+            bar(0, BarKind::Io, 0x40, 10),
+            bar(2, BarKind::Mmio64, 0x4000, 12),
+            bar(4, BarKind::Mmio32, 0x1000, 14),
+        ],
+        caps: vec![
+            CapDesc {
+                id: 9,
+                body: vec![7; 14],
+                live: false,
+            },
+            CapDesc {
+                id: 9,
+                body: vec![0; 18],
+                live: true,
+            },
+        ],
+        ..PciFunctionDesc::default()
+    }
+}
+
+fn bell() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+const COMMAND: u16 = 4;
+const BAR2: u16 = 0x18;
+const BAR4: u16 = 0x20;
+const MSIX: u16 = 0x40;
+
+#[test]
+fn both_config_mechanisms_reach_the_same_function() {
+    let board = Board::new();
+    board.add("dev.a", "0.4.0", &desc());
+    let mut pio = board.buses.pio.reader();
+    pio.write(0xcf8, 4, 0x8000_2000);
+    assert_eq!(pio.read(0xcf8, 4), 0x8000_2000);
+    assert_eq!(pio.read(0xcfc, 4), 0x1042_1af4);
+    assert_eq!(pio.read(0xcfe, 2), 0x1042);
+    assert_eq!(pio.read(0xcff, 1), 0x10);
+    let mut mmio = board.mmio();
+    let base = 0xe000_0000 + (4 << 15);
+    assert_eq!(mmio.read(base, 4), 0x1042_1af4);
+    assert_eq!(mmio.read(base + 2, 2), 0x1042);
+    assert_eq!(mmio.read(base, 8), 0x0010_0000_1042_1af4);
+    pio.write(0xcf8, 4, 0x8000_203c);
+    pio.write(0xcfc, 1, 0x55);
+    assert_eq!(mmio.read(base + 0x3c, 2), 0x0155);
+    // Beyond conventional space, other buses, absent functions, and with the enable bit clear: ones.
+    assert_eq!(mmio.read(base + 0x100, 4), 0xffff_ffff);
+    assert_eq!(mmio.read(base + (1 << 20), 4), 0xffff_ffff);
+    assert_eq!(mmio.read(base + 0x1000, 2), 0xffff);
+    pio.write(0xcf8, 4, 0x0000_2000);
+    assert_eq!(pio.read(0xcfc, 4), 0xffff_ffff);
+    // Narrow accesses don't touch the address register.
+    pio.write(0xcf8, 2, 0x1234);
+    assert_eq!(pio.read(0xcf8, 4), 0x0000_2000);
+}
+
+#[test]
+fn a_taken_slot_is_refused_with_both_names() {
+    let board = Board::new();
+    board.add("dev.a", "0.4.0", &desc());
+    let error = format!(
+        "{:#}",
+        board.try_add("dev.b", "0.4.0", &desc()).err().unwrap()
+    );
+    assert!(
+        error.contains("dev.b") && error.contains("dev.a") && error.contains("0.4.0"),
+        "{error}"
+    );
+    let error = format!(
+        "{:#}",
+        board
+            .try_add("dev.c", "0.5.0", &PciFunctionDesc::default())
+            .err()
+            .unwrap()
+    );
+    assert!(
+        error.contains("dev.c at PCI slot 0.5.0: vendor id"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_multi_function_bit_follows_the_neighbours() {
+    let board = Board::new();
+    board.add("dev.a", "0.4.0", &desc());
+    assert_eq!(board.read(4, 0xe, 1), 0);
+    board.add("dev.b", "0.4.3", &desc());
+    assert_eq!(board.read(4, 0xe, 1), 0x80);
+    assert_eq!(board.root.config_read(0, 4 << 3 | 3, 0x3d, 1), 4);
+}
+
+#[test]
+fn assigned_bars_decode_without_overlap() {
+    let board = Board::new();
+    for device in 2..32 {
+        board.add(&format!("dev.{device}"), &format!("0.{device}.0"), &desc());
+    }
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let mut seen = 0;
+    for function in board.root.functions() {
+        for region in [10, 12, 14] {
+            let (address, size) = function.placed(region).unwrap();
+            assert_eq!(address % size, 0);
+            let bus = if region == 10 {
+                &board.buses.pio
+            } else {
+                &board.buses.mmio
+            };
+            assert_eq!(
+                bus.reader().read(address + 4, 4),
+                u64::from(region) << 16 | 4
+            );
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, 90);
+    assert_eq!(board.read(4, COMMAND, 2), 3);
+    assert_eq!(board.read(4, 0x3c, 1), intx_gsi(4, 1));
+    let tables = board
+        .buses
+        .mmio
+        .claims()
+        .iter()
+        .filter(|(.., owner)| owner.ends_with("MSI-X table"))
+        .count();
+    assert_eq!(tables, 30);
+}
+
+#[test]
+fn a_full_aperture_names_device_and_bar() {
+    let board = Board::new();
+    let bar = BarDesc {
+        index: 3,
+        kind: BarKind::Mmio32,
+        size: 256 << 20,
+        region: 0,
+        prefetch: false,
+    };
+    let desc = PciFunctionDesc {
+        bars: vec![bar],
+        msix_vectors: 0,
+        ..desc()
+    };
+    for device in 2..5 {
+        board.add(&format!("dev.{device}"), &format!("0.{device}.0"), &desc);
+    }
+    let error = board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("dev.4 at PCI slot 0.4.0: no room for BAR 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_moved_bar_takes_its_doorbells_along() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    let (one, two) = (bell(), bell());
+    // Bound before the BAR is anywhere, and after.
+    function
+        .doorbell(12, 0x3000, 2, Some(1), one.as_fd())
+        .unwrap();
+    assert_eq!(board.vm.doorbells(), []);
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    assert!(function.doorbell(12, 0x3004, 0, None, two.as_fd()).unwrap());
+    let (at, _) = function.placed(12).unwrap();
+    assert_eq!(
+        board.vm.doorbells(),
+        [
+            (Space::Mmio, at + 0x3000, 2, Some(1)),
+            (Space::Mmio, at + 0x3004, 0, None)
+        ]
+    );
+    board.write(4, BAR2, 4, 0xd000_0000);
+    assert_eq!(function.placed(12), Some((0xd000_0000, 0x4000)));
+    assert_eq!(board.vm.doorbells()[1], (Space::Mmio, 0xd000_3004, 0, None));
+    assert_eq!(board.mmio().read(at, 4), 0xffff_ffff);
+    assert_eq!(board.mmio().read(0xd000_0010, 4), 12 << 16 | 0x10);
+    // Above 4 GiB, by its upper half.
+    board.write(4, BAR2 + 4, 4, 5);
+    assert_eq!(function.placed(12), Some((0x5_d000_0000, 0x4000)));
+    // Decoding off: gone, and back where it was.
+    board.write(4, COMMAND, 2, 1);
+    assert_eq!((board.vm.doorbells().len(), function.placed(12)), (0, None));
+    assert!(function.placed(10).is_some());
+    board.write(4, COMMAND, 2, 2);
+    assert_eq!(board.vm.doorbells().len(), 2);
+    assert_eq!(function.placed(10), None);
+    board.root.reset();
+    assert_eq!((board.vm.doorbells().len(), function.placed(12)), (0, None));
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    assert_eq!(board.vm.doorbells().len(), 2);
+}
+
+#[test]
+fn bad_doorbells_are_refused() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let fd = bell();
+    for (region, offset, width, part) in [
+        (99, 0, 4, "no BAR"),
+        (12, 0x4000, 1, "outside"),
+        (12, 0x3ffe, 4, "outside"),
+        (12, u64::MAX, 4, "outside"),
+        (12, 0, 3, "can't be 3 bytes"),
+    ] {
+        let error = format!(
+            "{:#}",
+            function
+                .doorbell(region, offset, width, None, fd.as_fd())
+                .unwrap_err()
+        );
+        assert!(error.contains(part) && error.contains("dev.a"), "{error}");
+    }
+    function.doorbell(12, 0, 4, None, fd.as_fd()).unwrap();
+    assert!(
+        function
+            .doorbell(12, 0, 4, None, fd.as_fd())
+            .unwrap_err()
+            .to_string()
+            .contains("bound already")
+    );
+}
+
+#[test]
+fn without_doorbells_the_write_reaches_the_device() {
+    let board = Board::new();
+    board.vm.seen.lock().unwrap().without_doorbells = true;
+    let function = board.add("dev.a", "0.4.0", &desc());
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    assert!(
+        !function
+            .doorbell(12, 0x3000, 2, None, bell().as_fd())
+            .unwrap()
+    );
+    board
+        .mmio()
+        .write(function.placed(12).unwrap().0 + 0x3000, 2, 1);
+    assert_eq!(board.probe.writes.load(Ordering::SeqCst), 1);
+    // Decoding off and on again must not try to unbind what never was.
+    board.write(4, COMMAND, 2, 0);
+    board.write(4, COMMAND, 2, 3);
+    assert!(function.placed(12).is_some());
+}
+
+#[test]
+fn a_bar_on_top_of_another_owner_waits_for_its_place() {
+    let board = Board::new();
+    let (a, b) = (
+        board.add("dev.a", "0.4.0", &desc()),
+        board.add("dev.b", "0.5.0", &desc()),
+    );
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let (held, _) = a.placed(14).unwrap();
+    let claims = board.buses.mmio.claims();
+    // Over RAM, over the I/O APIC, over ECAM: not decoded, nobody disturbed.
+    for taken in [0x1000, 0xfec0_0000, 0xe000_0000] {
+        board.write(5, BAR4, 4, taken);
+        assert_eq!(b.placed(14), None, "{taken:#x}");
+    }
+    board.write(5, BAR4, 4, held as u32);
+    assert_eq!(b.placed(14), None);
+    assert_eq!(a.placed(14), Some((held, 0x1000)));
+    assert_eq!(board.buses.mmio.claims().len(), claims.len() - 1);
+    // The holder leaves: the waiting one gets the place.
+    board.write(4, BAR4, 4, 0xdf00_0000);
+    assert_eq!(a.placed(14), Some((0xdf00_0000, 0x1000)));
+    assert_eq!(b.placed(14), Some((held, 0x1000)));
+    // The sizing pattern with decoding on is only another place.
+    board.write(5, BAR4, 4, 0xffff_ffff);
+    assert_eq!(board.read(5, BAR4, 4), 0xffff_f000);
+    assert_eq!(b.placed(14), Some((0xffff_f000, 0x1000)));
+    board.write(5, BAR4, 4, held as u32);
+    assert_eq!(b.placed(14), Some((held, 0x1000)));
+}
+
+#[test]
+fn shared_lines_count_their_pins() {
+    let board = Board::new();
+    // Devices 4 and 8 share a link; 5 and 9 share the line with them by another link.
+    let functions: Vec<_> = [4, 8, 5]
+        .map(|device| board.add("d", &format!("0.{device}.0"), &desc()))
+        .into();
+    let gsi = intx_gsi(4, 1);
+    assert_eq!((gsi, intx_gsi(8, 1)), (intx_gsi(8, 1), intx_gsi(4, 1)));
+    let sharing: Vec<_> = functions
+        .iter()
+        .filter(|f| intx_gsi(f.bdf().device(), 1) == gsi)
+        .collect();
+    assert!(sharing.len() >= 2);
+    for function in &sharing {
+        function.level(true).unwrap();
+        function.level(true).unwrap();
+    }
+    assert!(board.vm.line(gsi));
+    assert_eq!(board.vm.seen.lock().unwrap().line_changes, 1);
+    for (left, function) in (0..sharing.len()).rev().zip(&sharing) {
+        function.level(false).unwrap();
+        assert_eq!(board.vm.line(gsi), left > 0);
+    }
+}
+
+#[test]
+fn intx_is_silent_while_disabled_or_replaced_by_msix() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    let gsi = intx_gsi(4, 1);
+    function.level(true).unwrap();
+    assert!(board.vm.line(gsi));
+    assert_eq!(board.read(4, 6, 2), 0x18);
+    board.write(4, COMMAND, 2, 1 << 10);
+    assert!(!board.vm.line(gsi));
+    // The status bit tells regardless of the disable bit.
+    assert_eq!(board.read(4, 6, 2), 0x18);
+    board.write(4, COMMAND, 2, 0);
+    assert!(board.vm.line(gsi));
+    board.write(4, MSIX + 2, 2, 0x8000);
+    assert!(!board.vm.line(gsi) && function.msix_enabled());
+    board.write(4, MSIX + 2, 2, 0);
+    assert!(board.vm.line(gsi) && !function.msix_enabled());
+    function.level(false).unwrap();
+    assert_eq!(board.read(4, 6, 2), 0x10);
+    function.level(true).unwrap();
+    board.root.reset();
+    assert!(!board.vm.line(gsi));
+    let none = board.add(
+        "dev.b",
+        "0.6.0",
+        &PciFunctionDesc {
+            intx: false,
+            ..desc()
+        },
+    );
+    assert!(none.level(true).unwrap_err().to_string().contains("dev.b"));
+}
+
+#[test]
+fn the_master_bit_is_seen() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    assert!(!function.bus_master());
+    board.write(4, COMMAND, 2, 4);
+    assert!(function.bus_master());
+    board.root.reset();
+    assert!(!function.bus_master());
+}
+
+#[test]
+fn live_capabilities_reach_the_device_and_others_are_read_only() {
+    let board = Board::new();
+    board.add("dev.a", "0.4.0", &desc());
+    // MSI-X at 0x40 (12 bytes), then 0x4c (16), then the live one at 0x5c.
+    assert_eq!(board.read(4, 0x4c, 4), 0x0707_5c09);
+    board.write(4, 0x50, 4, 0);
+    assert_eq!(board.read(4, 0x50, 4), 0x0707_0707);
+    board.write(4, 0x60, 4, 0x1122_3344);
+    board.write(4, 0x5c, 4, 0xaabb_ccdd);
+    assert_eq!(board.read(4, 0x5c, 4), 0x6655_0009);
+    assert_eq!(board.read(4, 0x63, 1), 0x66);
+    assert_eq!(
+        *board.probe.live.lock().unwrap(),
+        [
+            (1, 2, 4, Some(0x1122_3344)),
+            (1, 0, 2, Some(0xaabb)),
+            (1, 0, 2, None),
+            (1, 5, 1, None)
+        ]
+    );
+}
+
+/// Programs one MSI-X table entry through its BAR.
+fn program(mmio: &mut BusReader, table: u64, vector: u64, msi: Msi, masked: bool) {
+    mmio.write(table + 16 * vector, 8, msi.address);
+    mmio.write(table + 16 * vector + 8, 4, u64::from(msi.data));
+    mmio.write(table + 16 * vector + 12, 4, u64::from(masked));
+}
+
+#[test]
+fn masks_hold_interrupts_back_and_show_them_pending() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let table = u64::from(board.read(4, 0x14, 4));
+    let pending = table + 70 * 16;
+    let mut mmio = board.mmio();
+    let msi = |data| Msi {
+        address: 0xfee0_0000,
+        data,
+    };
+    board.write(4, MSIX + 2, 2, 0x8000);
+    // Power-on: masked. An interrupt raised now waits.
+    assert_eq!(mmio.read(table + 12, 4), 1);
+    function.raise(69).unwrap();
+    assert_eq!(mmio.read(pending, 8), 0);
+    assert_eq!(mmio.read(pending + 8, 8), 1 << 5);
+    assert_eq!(mmio.read(pending + 8, 4), 1 << 5);
+    assert_eq!(board.vm.routes(), []);
+    program(&mut mmio, table, 69, msi(0x31), false);
+    assert_eq!(board.vm.routes(), [msi(0x31)]);
+    assert_eq!(board.vm.seen.lock().unwrap().sent, [msi(0x31)]);
+    assert_eq!(mmio.read(pending + 8, 8), 0);
+    // A new message while it is live.
+    mmio.write(table + 69 * 16 + 8, 4, 0x32);
+    assert_eq!(board.vm.routes(), [msi(0x32)]);
+    // The function mask, and the count that the descriptor keeps meanwhile.
+    board.write(4, MSIX + 2, 2, 0xc000);
+    assert_eq!(board.vm.routes(), []);
+    function.raise(69).unwrap();
+    function.raise(69).unwrap();
+    assert_eq!(mmio.read(pending + 8, 8), 1 << 5);
+    board.write(4, MSIX + 2, 2, 0x8000);
+    assert_eq!(board.vm.seen.lock().unwrap().sent, [msi(0x31), msi(0x32)]);
+    // A vector whose descriptor is asked for only after the guest has set it up.
+    program(&mut mmio, table, 3, msi(0x40), false);
+    assert_eq!(board.vm.routes(), [msi(0x32)]);
+    let fd = rustix::fd::AsRawFd::as_raw_fd(&function.msix_fd(3).unwrap());
+    assert_eq!(board.vm.routes().len(), 2);
+    assert_eq!(
+        rustix::fd::AsRawFd::as_raw_fd(&function.msix_fd(3).unwrap()),
+        fd
+    );
+    board.root.reset();
+    assert_eq!(board.vm.routes(), []);
+    assert!(
+        function
+            .raise(70)
+            .unwrap_err()
+            .to_string()
+            .contains("vector 70 is out of range")
+    );
+}
+
+#[test]
+fn a_message_that_the_hypervisor_refuses_stays_pending() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let table = u64::from(board.read(4, 0x14, 4));
+    let mut mmio = board.mmio();
+    board.write(4, MSIX + 2, 2, 0x8000);
+    function.raise(0).unwrap();
+    board.vm.seen.lock().unwrap().refuse_msi = true;
+    program(
+        &mut mmio,
+        table,
+        0,
+        Msi {
+            address: 0xdead_0000,
+            data: 1,
+        },
+        false,
+    );
+    assert_eq!(mmio.read(table + 70 * 16, 8), 1);
+    board.vm.seen.lock().unwrap().refuse_msi = false;
+    let good = Msi {
+        address: 0xfee0_0000,
+        data: 1,
+    };
+    program(&mut mmio, table, 0, good, false);
+    assert!(board.vm.seen.lock().unwrap().sent.contains(&good));
+    assert_eq!(mmio.read(table + 70 * 16, 8), 0);
+}
+
+/// A small generator, so that a failure repeats.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// Whatever a guest writes, the buses stay without overlap, nobody else's range is touched, and every doorbell
+/// the hypervisor holds lies inside the BAR it belongs to.
+#[test]
+fn random_guest_writes_are_contained() {
+    for seed in 1..=8 {
+        let board = Board::new();
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let functions: Vec<_> = (2..8)
+            .map(|device| board.add(&format!("dev.{device}"), &format!("0.{device}.0"), &desc()))
+            .collect();
+        let fds: Vec<_> = functions.iter().map(|_| bell()).collect();
+        for (function, fd) in functions.iter().zip(&fds) {
+            function.doorbell(12, 0x3000, 2, None, fd.as_fd()).unwrap();
+            function.doorbell(10, 0x10, 2, None, fd.as_fd()).unwrap();
+        }
+        let fixed = board.buses.mmio.claims();
+        board
+            .root
+            .assign_resources(&APERTURES, &board.buses)
+            .unwrap();
+        let (mut pio, mut mmio) = (board.buses.pio.reader(), board.mmio());
+        for step in 0..3000 {
+            let device = 2 + random.below(6) as u32;
+            let width = 1 << random.below(3);
+            let interesting = [
+                0,
+                1,
+                0x1000,
+                0xc000_0000,
+                0xe000_0000,
+                0xfec0_0000,
+                0xffff_ffff,
+                0xcf8,
+                0xdff0_0000,
+            ];
+            let value = if random.below(2) == 0 {
+                interesting[random.below(interesting.len() as u64) as usize]
+            } else {
+                random.next() as u32
+            };
+            match random.below(6) {
+                0 => board.write(device, random.below(0x100) as u16, width, value),
+                1 => board.write(device, 0x10 + 4 * random.below(6) as u16, 4, value),
+                2 => board.write(device, COMMAND, 2, value & 0x7 | 3),
+                3 => board.write(device, MSIX + 2, 2, value),
+                4 => {
+                    let claims = board.buses.mmio.claims();
+                    let (first, last, _) = &claims[random.below(claims.len() as u64) as usize];
+                    let at = first + random.below(last - first + 1);
+                    mmio.write(at, 1 << random.below(4), random.next());
+                    mmio.read(at, 1 << random.below(4));
+                }
+                _ => {
+                    pio.write(0xcf8 + random.below(8), width, random.next());
+                    pio.read(0xcf8 + random.below(8), width);
+                }
+            }
+            if step % 10 == 0 {
+                functions[random.below(6) as usize]
+                    .raise(random.below(70) as u16)
+                    .unwrap();
+                functions[random.below(6) as usize]
+                    .level(random.below(2) == 0)
+                    .unwrap();
+            }
+            let claims = board.buses.mmio.claims();
+            assert!(
+                claims.windows(2).all(|pair| pair[0].1 < pair[1].0),
+                "seed {seed} step {step}: {claims:x?}"
+            );
+            assert!(
+                fixed.iter().all(|claim| claims.contains(claim)),
+                "seed {seed} step {step}"
+            );
+            let bells = board.vm.doorbells();
+            let placed = functions.iter().flat_map(|f| {
+                [
+                    f.placed(12).map(|at| at.0 + 0x3000),
+                    f.placed(10).map(|at| at.0 + 0x10),
+                ]
+            });
+            let mut expected: Vec<u64> = placed.flatten().collect();
+            expected.sort_unstable();
+            assert_eq!(
+                bells.iter().map(|bell| bell.1).collect::<Vec<_>>(),
+                expected,
+                "seed {seed} step {step}"
+            );
+        }
+        board.root.reset();
+        assert_eq!(board.buses.mmio.claims(), fixed);
+        assert_eq!((board.vm.doorbells(), board.vm.routes()), (vec![], vec![]));
+        assert!((0..24).all(|gsi| !board.vm.line(gsi)));
+    }
+}

@@ -33,13 +33,13 @@ fn raw(aml: &dyn Aml) -> Raw {
 /// Differentiated System Description Table.
 pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
     let bus = Scope::new(
-        "\\_SB_".into(),
+        "_SB_".into(),
         vec![&pci_root(contents), &ecam_reservation()],
     )
     .to_bytes();
     let sleep_type = SLP_TYP_S5 as u8;
     let s5 = raw(&Name::new(
-        "\\_S5_".into(),
+        "_S5_".into(),
         &Package::new(vec![&sleep_type, &sleep_type, &ZERO, &ZERO]),
     ));
     let mut table = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
