@@ -1,0 +1,46 @@
+//! `cargo xtask bench`: measurements, on a release build.
+
+use crate::workspace::{self, Profile};
+use anyhow::{Result, ensure};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Which; all if none is named
+    names: Vec<String>,
+}
+
+/// One measurement: its name, what it measures, and the function that prints its figures.
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const BENCHES: &[Bench] = &[Bench {
+    name: "start",
+    about: "exec of vmm-host to the guest's first serial byte",
+    run: start::run,
+}];
+
+mod start;
+
+/// Runs the named benches, or all.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    for name in &arguments.names {
+        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        ensure!(
+            known.contains(&name.as_str()),
+            "there is no bench {name:?}; there are {}",
+            known.join(", ")
+        );
+    }
+    workspace::build(Profile::Release)?;
+    for bench in BENCHES {
+        if arguments.names.is_empty() || arguments.names.iter().any(|name| name == bench.name) {
+            println!("\n== {}: {}", bench.name, bench.about);
+            (bench.run)()?;
+        }
+    }
+    Ok(true)
+}

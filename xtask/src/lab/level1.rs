@@ -1,0 +1,134 @@
+//! Level 1: a Debian kernel under QEMU's TCG, with SVM emulated and so a real /dev/kvm inside.
+
+use super::{Job, Lab, Mode};
+use crate::report::Report;
+use crate::{packages, process};
+use anyhow::{Context, Result};
+use std::process::Command;
+use std::time::Duration;
+
+/// What level 1 itself may take beside its jobs.
+const OVERHEAD: Duration = Duration::from_secs(180);
+const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
+
+fn qemu(lab: &Lab, jobs: &[&Job], icount: bool) -> Result<Command> {
+    let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
+    if icount {
+        // The clock counts executed instructions: timings repeat on a busy machine.
+        command.args([
+            "-accel",
+            "tcg,thread=single",
+            "-icount",
+            "shift=0,sleep=off",
+            "-smp",
+            "1",
+        ]);
+    } else {
+        command.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
+    }
+    let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    command
+        .args([
+            "-machine",
+            "pc",
+            "-cpu",
+            "max",
+            "-m",
+            "2048",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
+        .arg("-kernel")
+        .arg(&lab.vmlinuz)
+        .arg("-initrd")
+        .arg(&lab.level1)
+        .arg("-append")
+        .arg(format!("{KERNEL_LINE} lab.job={}", names.join(",")));
+    Ok(command)
+}
+
+/// Runs jobs in one level 1, one after the other, and judges each.
+pub fn run(lab: &Lab, jobs: &[&Job], mode: Mode, report: &mut Report) -> Result<()> {
+    lab.level1_root(jobs)?;
+    let mut limit = OVERHEAD;
+    for job in jobs {
+        limit += job.limit;
+    }
+    let mut command = qemu(lab, jobs, mode.icount)?;
+    command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
+    println!(
+        "level 1 starts, at most {} s for {} jobs",
+        limit.as_secs(),
+        jobs.len()
+    );
+    let outcome = process::bounded(&mut command, limit, mode.show)?;
+    println!(
+        "level 1 ended after {:.0} s ({})",
+        outcome.elapsed.as_secs_f64(),
+        outcome.ending()
+    );
+    for line in outcome
+        .output
+        .lines()
+        .filter(|line| line.contains("LAB-ERROR"))
+    {
+        report.fail("lab: level 1", line.trim_end());
+    }
+    for job in jobs {
+        let (console, code) = job.part(&outcome.output);
+        job.judge(console, code, report);
+    }
+    Ok(())
+}
+
+/// Runs one job with the terminal attached; QEMU's escape is Ctrl-A x.
+pub fn interactive(lab: &Lab, job: &Job) -> Result<bool> {
+    lab.level1_root(&[job])?;
+    let mut command = qemu(lab, &[job], false)?;
+    command.arg("-nographic");
+    println!(
+        "this machine's KVM runs no kernels: starting level 1 (about 15 s); Ctrl-A x ends everything"
+    );
+    Ok(command.status().context("cannot run QEMU")?.success())
+}
+
+/// Boots the guest under QEMU's own devices and shows the kernel's warnings there.
+pub fn reference(lab: &Lab) -> Result<bool> {
+    let disk = lab.directory.join("reference.img");
+    std::fs::copy(&lab.root, &disk).context("cannot copy the root disk")?;
+    let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
+    command
+        .args([
+            "-accel",
+            "tcg",
+            "-machine",
+            "pc",
+            "-m",
+            "256",
+            "-smp",
+            "1",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
+        .args([
+            "-display", "none", "-serial", "stdio", "-monitor", "none", "-vga", "none",
+        ])
+        .arg("-kernel")
+        .arg(&lab.vmlinuz)
+        .arg("-initrd")
+        .arg(&lab.initrd)
+        .args([
+            "-append",
+            "console=ttyS0 root=/dev/vda rw panic=-1 lab.do=check lab.cpus=1",
+        ])
+        .arg("-drive")
+        .arg(format!(
+            "if=none,id=root,format=raw,file={}",
+            disk.display()
+        ))
+        .args(["-device", "virtio-blk-pci,drive=root,addr=4"]);
+    let outcome = process::bounded(&mut command, Duration::from_secs(120), true)?;
+    Ok(outcome.output.contains("GUEST-DONE 0"))
+}

@@ -1,0 +1,180 @@
+//! Commands that are bounded in time and whose output is kept.
+
+use anyhow::{Context, Result};
+use std::io::{Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How a bounded command ended.
+pub struct Outcome {
+    /// Its status, or None when its time was up and it was killed.
+    pub status: Option<ExitStatus>,
+    /// What it wrote to both streams.
+    pub output: String,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// Its exit code, if it ended by one.
+    pub fn code(&self) -> Option<i32> {
+        self.status.and_then(|status| status.code())
+    }
+
+    /// How it ended, in words.
+    pub fn ending(&self) -> String {
+        match self.status {
+            Some(status) => status.to_string(),
+            None => format!(
+                "killed, it had not ended after {:.0} s",
+                self.elapsed.as_secs_f64()
+            ),
+        }
+    }
+
+    /// The last lines of its output, indented, for a report of failure.
+    pub fn tail(&self, lines: usize) -> String {
+        let all: Vec<&str> = self.output.lines().collect();
+        let mut text = String::new();
+        for line in &all[all.len().saturating_sub(lines)..] {
+            text.push_str("    | ");
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// A command under way, its output being collected.
+pub struct Running {
+    child: Child,
+    output: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+    started: Instant,
+}
+
+fn collect(
+    mut from: impl Read + Send + 'static,
+    into: Arc<Mutex<Vec<u8>>>,
+    show: bool,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if show {
+                // Showing is a courtesy; the copy below is what counts.
+                let _ = std::io::stdout().write_all(&buffer[..count]);
+                let _ = std::io::stdout().flush();
+            }
+            into.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(&buffer[..count]);
+        }
+    })
+}
+
+/// Starts a command; `show` copies its output to ours as well.
+pub fn start(command: &mut Command, show: bool) -> Result<Running> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let output = Arc::new(Mutex::new(Vec::new()));
+    let mut readers = Vec::new();
+    if let Some(stream) = child.stdout.take() {
+        readers.push(collect(stream, output.clone(), show));
+    }
+    if let Some(stream) = child.stderr.take() {
+        readers.push(collect(stream, output.clone(), show));
+    }
+    Ok(Running {
+        child,
+        output,
+        readers,
+        started: Instant::now(),
+    })
+}
+
+impl Running {
+    /// Its process id.
+    pub fn id(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// What it has written so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner))
+            .into_owned()
+    }
+
+    /// Writes to its standard input.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("the input is closed")?;
+        stdin
+            .write_all(bytes)
+            .context("cannot write to the command's input")?;
+        stdin.flush().context("cannot write to the command's input")
+    }
+
+    /// Waits until its output has a text; false if it ends or the time is up without.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.output().contains(text) {
+                return true;
+            }
+            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+            if ended || start.elapsed() > limit {
+                // What it wrote just before it ended may still be on its way.
+                std::thread::sleep(Duration::from_millis(50));
+                return self.output().contains(text);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits for its end, and kills it when the time since its start is up.
+    pub fn finish(mut self, limit: Duration) -> Result<Outcome> {
+        let status = loop {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .context("cannot wait for the command")?
+            {
+                break Some(status);
+            }
+            if self.started.elapsed() > limit {
+                self.child.kill().context("cannot kill the command")?;
+                self.child.wait().context("cannot wait for the command")?;
+                break None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let elapsed = self.started.elapsed();
+        for reader in self.readers {
+            // A reader that panicked has nothing more to give.
+            let _ = reader.join();
+        }
+        let output =
+            String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner))
+                .into_owned();
+        Ok(Outcome {
+            status,
+            output,
+            elapsed,
+        })
+    }
+}
+
+/// Runs a command to its end or to its limit, without input.
+pub fn bounded(command: &mut Command, limit: Duration, show: bool) -> Result<Outcome> {
+    let mut running = start(command, show)?;
+    drop(running.child.stdin.take());
+    running.finish(limit)
+}

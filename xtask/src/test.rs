@@ -1,0 +1,160 @@
+//! `cargo xtask test`: everything that shows that the project works.
+
+use crate::report::Report;
+use crate::workspace::{self, Profile};
+use crate::{docs, lab, process, selftest};
+use anyhow::Result;
+use std::process::Command;
+use std::time::Duration;
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only the named parts: fmt, clippy, units, guest, lab, docs
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+const PARTS: &[&str] = &["fmt", "clippy", "units", "guest", "lab", "docs"];
+const BUILD: Duration = Duration::from_secs(3600);
+
+/// Runs the parts; true if nothing failed.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    for name in &arguments.only {
+        anyhow::ensure!(
+            PARTS.contains(&name.as_str()),
+            "there is no part {name:?}; the parts are {}",
+            PARTS.join(", ")
+        );
+    }
+    let wanted =
+        |part: &str| arguments.only.is_empty() || arguments.only.iter().any(|name| name == part);
+    let mut report = Report::default();
+    if wanted("fmt") {
+        report.section("formatting");
+        formatting(&mut report);
+    }
+    if wanted("clippy") {
+        report.section("lints");
+        lints(&mut report);
+    }
+    if wanted("units") {
+        report.section("unit tests");
+        units(&mut report);
+    }
+    if wanted("docs") {
+        report.section("documents");
+        docs::test(&mut report);
+    }
+    if (wanted("guest") || wanted("lab"))
+        && let Err(error) = workspace::build(Profile::Debug)
+    {
+        report.fail("build", &format!("{error:#}"));
+        return Ok(report.close());
+    }
+    if wanted("guest") {
+        report.section("the self-test guest");
+        selftest::test(&mut report);
+    }
+    if wanted("lab") {
+        report.section("the lab");
+        if let Err(error) = lab::test(Profile::Debug, &mut report) {
+            report.fail("lab", &format!("{error:#}"));
+        }
+    }
+    Ok(report.close())
+}
+
+fn has_cargo_command(name: &str) -> bool {
+    let outcome = process::bounded(&mut workspace::cargo(&[name, "--version"]), BUILD, false);
+    outcome.is_ok_and(|outcome| outcome.code() == Some(0))
+}
+
+fn formatting(report: &mut Report) {
+    if !has_cargo_command("fmt") {
+        report.skip("rustfmt", "cargo fmt is not installed");
+        return;
+    }
+    report.command(
+        "cargo fmt --check",
+        process::bounded(&mut workspace::cargo(&["fmt", "--check"]), BUILD, false),
+    );
+    // No cargo target: it is compiled by vmm-selftest's build script.
+    let mut guest = Command::new("rustfmt");
+    guest
+        .args([
+            "--edition",
+            "2024",
+            "--check",
+            "guests/selftest/guest/main.rs",
+        ])
+        .current_dir(workspace::root());
+    report.command(
+        "rustfmt --check of the guest",
+        process::bounded(&mut guest, BUILD, false),
+    );
+}
+
+fn lints(report: &mut Report) {
+    if !has_cargo_command("clippy") {
+        report.skip("clippy", "cargo clippy is not installed");
+        return;
+    }
+    let mut command = workspace::cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
+    report.command(
+        "cargo clippy -D warnings",
+        process::bounded(&mut command, BUILD, false),
+    );
+}
+
+/// Runs cargo's tests, says what each says, and takes their counts over.
+fn units(report: &mut Report) {
+    if let Err(error) = workspace::build(Profile::Debug) {
+        report.fail("build", &format!("{error:#}"));
+        return;
+    }
+    let mut command = workspace::cargo(&[
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ]);
+    let outcome = match process::bounded(&mut command, BUILD, false) {
+        Ok(outcome) => outcome,
+        Err(error) => return report.fail("cargo test", &format!("{error:#}")),
+    };
+    let mut passed = 0;
+    for line in outcome.output.lines() {
+        if let Some(rest) = line.strip_prefix("test result: ") {
+            // "ok. 5 passed; 0 failed; ..."
+            let words: Vec<&str> = rest.split_whitespace().collect();
+            let count = words
+                .windows(2)
+                .find(|pair| pair[1].starts_with("passed"))
+                .and_then(|pair| pair[0].parse::<u32>().ok());
+            passed += count.unwrap_or(0);
+        } else if let Some(rest) = line.trim_start().strip_prefix("SKIPPED: ") {
+            report.skip("unit test", rest);
+        } else if line.starts_with("test ") && line.ends_with("FAILED") {
+            report.fail(
+                line.trim_start_matches("test ")
+                    .trim_end_matches(" ... FAILED"),
+                "see the output below",
+            );
+        }
+    }
+    report.add_passed(passed);
+    println!(
+        "  {passed} unit tests passed in {:.0} s",
+        outcome.elapsed.as_secs_f64()
+    );
+    report.command("cargo test --workspace", Ok(outcome));
+}
