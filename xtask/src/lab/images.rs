@@ -306,8 +306,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Makes level 1's initial root with the host, its plugins and the given jobs.
-    pub fn level1_root(&self, jobs: &[&super::Job]) -> Result<()> {
+    /// Makes level 1's initial root with the host, its plugins and every job.
+    pub fn level1_root(&self) -> Result<()> {
         let tree = self.directory.join("level1-tree");
         fresh(&tree)?;
         self.busybox(&tree)?;

@@ -50,7 +50,7 @@ fn qemu(lab: &Lab, jobs: &[&Job], icount: bool) -> Result<Command> {
 
 /// Runs jobs in one level 1, one after the other, and judges each.
 pub fn run(lab: &Lab, jobs: &[&Job], mode: Mode, report: &mut Report) -> Result<()> {
-    lab.level1_root(jobs)?;
+    lab.level1_root()?;
     let mut limit = OVERHEAD;
     for job in jobs {
         limit += job.limit;
@@ -84,7 +84,7 @@ pub fn run(lab: &Lab, jobs: &[&Job], mode: Mode, report: &mut Report) -> Result<
 
 /// Runs one job with the terminal attached; QEMU's escape is Ctrl-A x.
 pub fn interactive(lab: &Lab, job: &Job) -> Result<bool> {
-    lab.level1_root(&[job])?;
+    lab.level1_root()?;
     let mut command = qemu(lab, &[job], false)?;
     command.arg("-nographic");
     println!(
