@@ -22,6 +22,16 @@ pub struct IsaRegion {
 }
 
 impl IsaRegion {
+    /// `count` ports from `first` on.
+    pub(super) fn ports_at(id: u32, first: u16, count: u16) -> Self {
+        Self {
+            id,
+            space: Space::Pio,
+            address: u64::from(first),
+            size: u64::from(count),
+        }
+    }
+
     /// First port and how many, if these are ports.
     pub(super) fn ports(&self) -> Option<(u16, u16)> {
         match self.space {

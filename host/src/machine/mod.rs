@@ -22,7 +22,7 @@ use self::power::EventSender;
 use self::reset::{KeyboardPorts, ResetControl};
 use self::rtc::Rtc;
 use crate::bus::{BusAccess, Buses, Registers};
-use crate::hypervisor::Vm;
+use crate::hypervisor::{Space, Vm};
 use crate::memory::{GuestMemory, HIGH_START};
 use crate::pci::{
     Aperture, Apertures, Bdf, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, Function,
@@ -91,69 +91,42 @@ impl<V: Vm> Machine<V> {
         let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset));
         let pm = Arc::new(Pm::new(sci, Arc::clone(&events)));
         let rtc = Arc::new(Rtc::default());
-        for region in memory.regions() {
-            buses.mmio.reserve("guest RAM", region.gpa, region.len)?;
-        }
-        buses.mmio.reserve("the I/O APIC", IOAPIC_BASE, 0x1000)?;
-        buses
-            .mmio
-            .reserve("the local APICs", LAPIC_BASE, 0x10_0000)?;
-        for (port, count, owner) in HYPERVISOR_PORTS {
-            buses.pio.reserve(owner, port, count)?;
-        }
-        let ecam: Arc<dyn Registers> = Arc::new(Ecam::new(Arc::clone(&root)));
-        buses.mmio.insert(
-            &Arc::from("PCI configuration space"),
-            ECAM_BASE,
-            ECAM_LEN,
-            0,
-            ecam,
+        reserve(&buses, memory)?;
+        let claim = |owner: &str, regions: &[IsaRegion], target: Arc<dyn Registers>| {
+            isa::claim(&buses, owner, regions, &target)
+        };
+        let ecam = IsaRegion {
+            id: 0,
+            space: Space::Mmio,
+            address: ECAM_BASE,
+            size: ECAM_LEN,
+        };
+        claim(
+            "PCI configuration space",
+            &[ecam],
+            Arc::new(Ecam::new(Arc::clone(&root))),
         )?;
-        let keyboard: Arc<dyn Registers> = Arc::new(KeyboardPorts::new(events));
-        let (data, status) = (reset::KEYBOARD_DATA, reset::KEYBOARD_STATUS);
-        let board: [(&str, u16, u64, u32, Arc<dyn Registers>); 6] = [
-            (
-                "PCI configuration ports",
-                CONFIG_PORTS as u16,
-                CONFIG_PORTS_LEN,
-                0,
-                config_ports.clone(),
-            ),
-            (
-                "the power management block",
-                pm::PM_BASE,
-                u64::from(pm::PM_LEN),
-                pm::REGION_PM,
-                pm.clone(),
-            ),
-            (
-                "general purpose events",
-                pm::GPE0_BASE,
-                u64::from(pm::GPE0_LEN),
-                pm::REGION_GPE0,
-                pm.clone(),
-            ),
-            ("the CMOS clock", rtc::RTC_PORT, 2, 0, rtc.clone()),
-            (
-                "the keyboard controller",
-                data,
-                1,
-                u32::from(data),
-                keyboard.clone(),
-            ),
-            (
-                "the keyboard controller",
-                status,
-                1,
-                u32::from(status),
-                keyboard,
-            ),
+        let ports = [IsaRegion::ports_at(0, CONFIG_PORTS, CONFIG_PORTS_LEN)];
+        claim("PCI configuration ports", &ports, config_ports.clone())?;
+        let blocks = [
+            IsaRegion::ports_at(pm::REGION_PM, pm::PM_BASE, pm::PM_LEN),
+            IsaRegion::ports_at(pm::REGION_GPE0, pm::GPE0_BASE, u16::from(pm::GPE0_LEN)),
         ];
-        for (owner, port, len, region, target) in board {
-            buses
-                .pio
-                .insert(&Arc::from(owner), u64::from(port), len, region, target)?;
-        }
+        claim("power management", &blocks, pm.clone())?;
+        claim(
+            "the CMOS clock",
+            &[IsaRegion::ports_at(0, rtc::RTC_PORT, 2)],
+            rtc.clone(),
+        )?;
+        let keyboard = [
+            IsaRegion::ports_at(reset::REGION_DATA, reset::KEYBOARD_DATA, 1),
+            IsaRegion::ports_at(reset::REGION_STATUS, reset::KEYBOARD_STATUS, 1),
+        ];
+        claim(
+            "the keyboard controller",
+            &keyboard,
+            Arc::new(KeyboardPorts::new(events)),
+        )?;
         for function in i440fx::functions() {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
@@ -315,6 +288,21 @@ impl<V: Vm> Machine<V> {
     pub fn press_power_button(&self) -> bool {
         self.pm.press_power_button()
     }
+}
+
+/// Keeps devices away from what RAM and the hypervisor answer.
+fn reserve(buses: &Buses, memory: &GuestMemory) -> Result<()> {
+    for region in memory.regions() {
+        buses.mmio.reserve("guest RAM", region.gpa, region.len)?;
+    }
+    buses.mmio.reserve("the I/O APIC", IOAPIC_BASE, 0x1000)?;
+    buses
+        .mmio
+        .reserve("the local APICs", LAPIC_BASE, 0x10_0000)?;
+    for (port, count, owner) in HYPERVISOR_PORTS {
+        buses.pio.reserve(owner, port, count)?;
+    }
+    Ok(())
 }
 
 /// From the end of high RAM, on a GiB boundary.

@@ -14,6 +14,9 @@ const GO: u8 = 1 << 2;
 /// Keyboard controller ports. There is no keyboard: the status says that nothing waits, so that no probe hangs.
 pub(super) const KEYBOARD_DATA: u16 = 0x60;
 pub(super) const KEYBOARD_STATUS: u16 = 0x64;
+/// Their region numbers on the bus.
+pub(super) const REGION_DATA: u32 = 0;
+pub(super) const REGION_STATUS: u32 = 1;
 /// Keyboard controller command "pulse output line 0", which is wired to the CPUs' reset.
 const PULSE_RESET: u64 = 0xfe;
 
@@ -69,7 +72,7 @@ impl Registers for KeyboardPorts {
     }
 
     fn write(&self, region: u32, _: u64, _: u8, value: u64) {
-        if region == u32::from(KEYBOARD_STATUS) && value & 0xff == PULSE_RESET {
+        if region == REGION_STATUS && value & 0xff == PULSE_RESET {
             log::debug!("the guest resets its machine by the keyboard controller");
             (self.events)(VmEvent::Reset);
         }

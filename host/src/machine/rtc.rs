@@ -137,7 +137,7 @@ impl State {
         if self.memory[REGISTER_B] & BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 

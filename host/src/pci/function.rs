@@ -11,9 +11,10 @@ use super::config_space::{
     ConfigSpace, INTERRUPT_LINE, Part, bar_offset, msix_layout,
 };
 use super::decode::{Decoder, WindowDesc, WindowId};
-use super::desc::{BarKind, LiveCapability, PciFunctionDesc};
-use super::lines::{IrqLines, IrqPin};
+use super::desc::{BarDesc, BarKind, LiveCapability, PciFunctionDesc};
+use super::lines::IrqPin;
 use super::msix::Msix;
+use super::root::Wiring;
 use super::{Bdf, intx_gsi};
 use crate::bus::{Registers, ones};
 use crate::hypervisor::{Space, Vm};
@@ -52,6 +53,30 @@ struct DeviceBar {
     window: WindowId,
 }
 
+fn device_bars<V: Vm>(
+    owner: &str,
+    desc: &PciFunctionDesc,
+    target: &Arc<dyn Registers>,
+    decoder: &Decoder<V>,
+) -> Vec<DeviceBar> {
+    let place = |bar: &BarDesc| DeviceBar {
+        region: bar.region,
+        size: bar.size,
+        window: decoder.add(WindowDesc {
+            owner: Arc::from(format!("{owner} BAR {}", bar.index)),
+            space: if bar.kind == BarKind::Io {
+                Space::Pio
+            } else {
+                Space::Mmio
+            },
+            size: bar.size,
+            region: bar.region,
+            target: Arc::clone(target),
+        }),
+    };
+    desc.bars.iter().map(place).collect()
+}
+
 /// A function on the bus, and the device's handle to its interrupts and doorbells. Callable on any thread.
 pub struct Function<V: Vm> {
     owner: Arc<str>,
@@ -83,9 +108,7 @@ impl<V: Vm> Function<V> {
         desc: &PciFunctionDesc,
         board: &[BoardRegister],
         target: Target,
-        vm: &Arc<V>,
-        lines: &Arc<IrqLines<V>>,
-        decoder: &Arc<Decoder<V>>,
+        wiring: &Wiring<V>,
     ) -> Result<Self> {
         desc.check()?;
         ensure!(
@@ -96,56 +119,37 @@ impl<V: Vm> Function<V> {
         let intx = match pin {
             0 => None,
             _ => Some(Intx {
-                pin: lines
+                pin: wiring
+                    .lines
                     .pin(intx_gsi(bdf.device(), pin))
                     .context("its interrupt line doesn't exist")?,
                 state: Mutex::default(),
             }),
         };
-        let mut windows = Vec::new();
-        let mut device_bars = Vec::new();
-        for bar in &desc.bars {
-            let window = decoder.add(WindowDesc {
-                owner: Arc::from(format!("{owner} BAR {}", bar.index)),
-                space: if bar.kind == BarKind::Io {
-                    Space::Pio
-                } else {
-                    Space::Mmio
-                },
-                size: bar.size,
-                region: bar.region,
-                target: Arc::clone(&target.registers),
-            });
-            windows.push(window);
-            device_bars.push(DeviceBar {
-                region: bar.region,
-                size: bar.size,
-                window,
-            });
-        }
+        let device_bars = device_bars(owner, desc, &target.registers, &wiring.decoder);
+        let mut windows: Vec<WindowId> = device_bars.iter().map(|bar| bar.window).collect();
         let msix = (desc.msix_vectors > 0).then(|| {
-            Arc::new(Msix::new(
+            let msix = Arc::new(Msix::new(
                 Arc::clone(owner),
-                Arc::clone(vm),
+                Arc::clone(&wiring.vm),
                 desc.msix_vectors,
-            ))
-        });
-        if let Some(msix) = &msix {
-            windows.push(decoder.add(WindowDesc {
+            ));
+            windows.push(wiring.decoder.add(WindowDesc {
                 owner: Arc::from(format!("{owner} MSI-X table")),
                 space: Space::Mmio,
                 size: msix_layout(desc.msix_vectors).0,
                 region: 0,
-                target: Arc::clone(msix) as Arc<dyn Registers>,
+                target: Arc::clone(&msix) as Arc<dyn Registers>,
             }));
-        }
+            msix
+        });
         Ok(Self {
             owner: Arc::clone(owner),
             bdf,
             config: Mutex::new(ConfigSpace::new(desc, pin, board)),
             windows,
             device_bars,
-            decoder: Arc::clone(decoder),
+            decoder: Arc::clone(&wiring.decoder),
             intx,
             msix,
             live: target.live,

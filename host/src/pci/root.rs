@@ -16,17 +16,22 @@ use crate::bus::{Buses, Registers, ones};
 use crate::hypervisor::Vm;
 
 /// Configuration mechanism 1: address register at +0, data at +4 (PCI 3.0 section 3.2.2.3.2).
-pub const CONFIG_PORTS: u64 = 0xcf8;
+pub const CONFIG_PORTS: u16 = 0xcf8;
 /// How many ports it takes.
-pub const CONFIG_PORTS_LEN: u64 = 8;
+pub const CONFIG_PORTS_LEN: u16 = 8;
 /// The chipset's reset control register lies inside them; it alone takes byte accesses there.
 pub const RESET_PORT_OFFSET: u64 = 1;
 
+/// What functions are wired to.
+pub(super) struct Wiring<V: Vm> {
+    pub vm: Arc<V>,
+    pub lines: Arc<IrqLines<V>>,
+    pub decoder: Arc<Decoder<V>>,
+}
+
 /// PCI bus 0. The functions on it are fixed once the guest runs.
 pub struct Root<V: Vm> {
-    vm: Arc<V>,
-    lines: Arc<IrqLines<V>>,
-    decoder: Arc<Decoder<V>>,
+    wiring: Wiring<V>,
     functions: RwLock<BTreeMap<Bdf, Arc<Function<V>>>>,
 }
 
@@ -36,9 +41,7 @@ impl<V: Vm> Root<V> {
     pub fn new(vm: Arc<V>, buses: Arc<Buses>, lines: Arc<IrqLines<V>>) -> Arc<Self> {
         let decoder = Arc::new(Decoder::new(Arc::clone(&vm), buses));
         Arc::new(Self {
-            vm,
-            lines,
-            decoder,
+            wiring: Wiring { vm, lines, decoder },
             functions: RwLock::default(),
         })
     }
@@ -65,17 +68,8 @@ impl<V: Vm> Root<V> {
                 other.owner()
             );
         }
-        let function = Function::new(
-            owner,
-            bdf,
-            desc,
-            board,
-            target,
-            &self.vm,
-            &self.lines,
-            &self.decoder,
-        )
-        .with_context(|| format!("{owner} at PCI slot {bdf}"))?;
+        let function = Function::new(owner, bdf, desc, board, target, &self.wiring)
+            .with_context(|| format!("{owner} at PCI slot {bdf}"))?;
         let function = Arc::new(function);
         functions.insert(bdf, Arc::clone(&function));
         Ok(function)
@@ -214,23 +208,25 @@ fn ecam_parts(offset: u64) -> (u32, u32, u16) {
     )
 }
 
+/// Configuration space takes up to 4 bytes at a time: 8 are two halves.
 impl<V: Vm> Registers for Ecam<V> {
-    fn read(&self, region: u32, offset: u64, width: u8) -> u64 {
-        if width == 8 {
-            return self.read(region, offset, 4) | self.read(region, offset + 4, 4) << 32;
-        }
-        let (bus, devfn, register) = ecam_parts(offset);
-        u64::from(self.root.config_read(bus, devfn, register, width))
+    fn read(&self, _: u32, offset: u64, width: u8) -> u64 {
+        (0..width).step_by(4).fold(0, |value, at| {
+            let (bus, devfn, register) = ecam_parts(offset + u64::from(at));
+            value | u64::from(self.root.config_read(bus, devfn, register, width.min(4))) << (8 * at)
+        })
     }
 
-    fn write(&self, region: u32, offset: u64, width: u8, value: u64) {
-        if width == 8 {
-            self.write(region, offset, 4, value & 0xffff_ffff);
-            self.write(region, offset + 4, 4, value >> 32);
-            return;
+    fn write(&self, _: u32, offset: u64, width: u8, value: u64) {
+        for at in (0..width).step_by(4) {
+            let (bus, devfn, register) = ecam_parts(offset + u64::from(at));
+            self.root.config_write(
+                bus,
+                devfn,
+                register,
+                width.min(4),
+                (value >> (8 * at)) as u32,
+            );
         }
-        let (bus, devfn, register) = ecam_parts(offset);
-        self.root
-            .config_write(bus, devfn, register, width, value as u32);
     }
 }

@@ -74,7 +74,7 @@ fn pci_root(contents: &Contents<'_>) -> Raw {
 /// `_CRS`: what the root passes on to PCI, around the configuration ports, which it keeps.
 fn windows(contents: &Contents<'_>) -> Raw {
     let (low, high) = (contents.apertures.mmio32, contents.apertures.mmio64);
-    let ports = (CONFIG_PORTS as u16, CONFIG_PORTS_LEN as u16);
+    let ports = (CONFIG_PORTS, CONFIG_PORTS_LEN);
     let uncached = AddressSpaceCacheable::NotCacheable;
     raw(&Name::new(
         "_CRS".into(),

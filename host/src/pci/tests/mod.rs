@@ -7,13 +7,19 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::fake_vm::FakeVm;
 use super::*;
 use crate::bus::{BusReader, Buses, Registers};
-use crate::hypervisor::{Msi, Space};
+use crate::hypervisor::Space;
+
+mod interrupts;
+mod random;
+
+/// Capability, offset, width, and the value if it was a write.
+type LiveAccess = (u32, u32, u8, Option<u32>);
 
 /// A device whose registers read as region, offset and width, and which counts its writes.
 #[derive(Default)]
 struct Probe {
     writes: AtomicU64,
-    live: Mutex<Vec<(u32, u32, u8, Option<u32>)>>,
+    live: Mutex<Vec<LiveAccess>>,
 }
 
 impl Registers for Probe {
@@ -80,8 +86,8 @@ impl Board {
             .pio
             .insert(
                 &Arc::from("config"),
-                CONFIG_PORTS,
-                CONFIG_PORTS_LEN,
+                u64::from(CONFIG_PORTS),
+                u64::from(CONFIG_PORTS_LEN),
                 0,
                 ports,
             )
@@ -449,77 +455,6 @@ fn a_bar_on_top_of_another_owner_waits_for_its_place() {
 }
 
 #[test]
-fn shared_lines_count_their_pins() {
-    let board = Board::new();
-    // Devices 4 and 8 share a link; 5 and 9 share the line with them by another link.
-    let functions: Vec<_> = [4, 8, 5]
-        .map(|device| board.add("d", &format!("0.{device}.0"), &desc()))
-        .into();
-    let gsi = intx_gsi(4, 1);
-    assert_eq!((gsi, intx_gsi(8, 1)), (intx_gsi(8, 1), intx_gsi(4, 1)));
-    let sharing: Vec<_> = functions
-        .iter()
-        .filter(|f| intx_gsi(f.bdf().device(), 1) == gsi)
-        .collect();
-    assert!(sharing.len() >= 2);
-    for function in &sharing {
-        function.level(true).unwrap();
-        function.level(true).unwrap();
-    }
-    assert!(board.vm.line(gsi));
-    assert_eq!(board.vm.seen.lock().unwrap().line_changes, 1);
-    for (left, function) in (0..sharing.len()).rev().zip(&sharing) {
-        function.level(false).unwrap();
-        assert_eq!(board.vm.line(gsi), left > 0);
-    }
-}
-
-#[test]
-fn intx_is_silent_while_disabled_or_replaced_by_msix() {
-    let board = Board::new();
-    let function = board.add("dev.a", "0.4.0", &desc());
-    let gsi = intx_gsi(4, 1);
-    function.level(true).unwrap();
-    assert!(board.vm.line(gsi));
-    assert_eq!(board.read(4, 6, 2), 0x18);
-    board.write(4, COMMAND, 2, 1 << 10);
-    assert!(!board.vm.line(gsi));
-    // The status bit tells regardless of the disable bit.
-    assert_eq!(board.read(4, 6, 2), 0x18);
-    board.write(4, COMMAND, 2, 0);
-    assert!(board.vm.line(gsi));
-    board.write(4, MSIX + 2, 2, 0x8000);
-    assert!(!board.vm.line(gsi) && function.msix_enabled());
-    board.write(4, MSIX + 2, 2, 0);
-    assert!(board.vm.line(gsi) && !function.msix_enabled());
-    function.level(false).unwrap();
-    assert_eq!(board.read(4, 6, 2), 0x10);
-    function.level(true).unwrap();
-    board.root.reset();
-    assert!(!board.vm.line(gsi));
-    let none = board.add(
-        "dev.b",
-        "0.6.0",
-        &PciFunctionDesc {
-            intx: false,
-            ..desc()
-        },
-    );
-    assert!(none.level(true).unwrap_err().to_string().contains("dev.b"));
-}
-
-#[test]
-fn the_master_bit_is_seen() {
-    let board = Board::new();
-    let function = board.add("dev.a", "0.4.0", &desc());
-    assert!(!function.bus_master());
-    board.write(4, COMMAND, 2, 4);
-    assert!(function.bus_master());
-    board.root.reset();
-    assert!(!function.bus_master());
-}
-
-#[test]
 fn live_capabilities_reach_the_device_and_others_are_read_only() {
     let board = Board::new();
     board.add("dev.a", "0.4.0", &desc());
@@ -540,215 +475,4 @@ fn live_capabilities_reach_the_device_and_others_are_read_only() {
             (1, 5, 1, None)
         ]
     );
-}
-
-/// Programs one MSI-X table entry through its BAR.
-fn program(mmio: &mut BusReader, table: u64, vector: u64, msi: Msi, masked: bool) {
-    mmio.write(table + 16 * vector, 8, msi.address);
-    mmio.write(table + 16 * vector + 8, 4, u64::from(msi.data));
-    mmio.write(table + 16 * vector + 12, 4, u64::from(masked));
-}
-
-#[test]
-fn masks_hold_interrupts_back_and_show_them_pending() {
-    let board = Board::new();
-    let function = board.add("dev.a", "0.4.0", &desc());
-    board
-        .root
-        .assign_resources(&APERTURES, &board.buses)
-        .unwrap();
-    let table = u64::from(board.read(4, 0x14, 4));
-    let pending = table + 70 * 16;
-    let mut mmio = board.mmio();
-    let msi = |data| Msi {
-        address: 0xfee0_0000,
-        data,
-    };
-    board.write(4, MSIX + 2, 2, 0x8000);
-    // Power-on: masked. An interrupt raised now waits.
-    assert_eq!(mmio.read(table + 12, 4), 1);
-    function.raise(69).unwrap();
-    assert_eq!(mmio.read(pending, 8), 0);
-    assert_eq!(mmio.read(pending + 8, 8), 1 << 5);
-    assert_eq!(mmio.read(pending + 8, 4), 1 << 5);
-    assert_eq!(board.vm.routes(), []);
-    program(&mut mmio, table, 69, msi(0x31), false);
-    assert_eq!(board.vm.routes(), [msi(0x31)]);
-    assert_eq!(board.vm.seen.lock().unwrap().sent, [msi(0x31)]);
-    assert_eq!(mmio.read(pending + 8, 8), 0);
-    // A new message while it is live.
-    mmio.write(table + 69 * 16 + 8, 4, 0x32);
-    assert_eq!(board.vm.routes(), [msi(0x32)]);
-    // The function mask, and the count that the descriptor keeps meanwhile.
-    board.write(4, MSIX + 2, 2, 0xc000);
-    assert_eq!(board.vm.routes(), []);
-    function.raise(69).unwrap();
-    function.raise(69).unwrap();
-    assert_eq!(mmio.read(pending + 8, 8), 1 << 5);
-    board.write(4, MSIX + 2, 2, 0x8000);
-    assert_eq!(board.vm.seen.lock().unwrap().sent, [msi(0x31), msi(0x32)]);
-    // A vector whose descriptor is asked for only after the guest has set it up.
-    program(&mut mmio, table, 3, msi(0x40), false);
-    assert_eq!(board.vm.routes(), [msi(0x32)]);
-    let fd = rustix::fd::AsRawFd::as_raw_fd(&function.msix_fd(3).unwrap());
-    assert_eq!(board.vm.routes().len(), 2);
-    assert_eq!(
-        rustix::fd::AsRawFd::as_raw_fd(&function.msix_fd(3).unwrap()),
-        fd
-    );
-    board.root.reset();
-    assert_eq!(board.vm.routes(), []);
-    assert!(
-        function
-            .raise(70)
-            .unwrap_err()
-            .to_string()
-            .contains("vector 70 is out of range")
-    );
-}
-
-#[test]
-fn a_message_that_the_hypervisor_refuses_stays_pending() {
-    let board = Board::new();
-    let function = board.add("dev.a", "0.4.0", &desc());
-    board
-        .root
-        .assign_resources(&APERTURES, &board.buses)
-        .unwrap();
-    let table = u64::from(board.read(4, 0x14, 4));
-    let mut mmio = board.mmio();
-    board.write(4, MSIX + 2, 2, 0x8000);
-    function.raise(0).unwrap();
-    board.vm.seen.lock().unwrap().refuse_msi = true;
-    program(
-        &mut mmio,
-        table,
-        0,
-        Msi {
-            address: 0xdead_0000,
-            data: 1,
-        },
-        false,
-    );
-    assert_eq!(mmio.read(table + 70 * 16, 8), 1);
-    board.vm.seen.lock().unwrap().refuse_msi = false;
-    let good = Msi {
-        address: 0xfee0_0000,
-        data: 1,
-    };
-    program(&mut mmio, table, 0, good, false);
-    assert!(board.vm.seen.lock().unwrap().sent.contains(&good));
-    assert_eq!(mmio.read(table + 70 * 16, 8), 0);
-}
-
-/// A small generator, so that a failure repeats.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
-
-/// Whatever a guest writes, the buses stay without overlap, nobody else's range is touched, and every doorbell
-/// the hypervisor holds lies inside the BAR it belongs to.
-#[test]
-fn random_guest_writes_are_contained() {
-    for seed in 1..=8 {
-        let board = Board::new();
-        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let functions: Vec<_> = (2..8)
-            .map(|device| board.add(&format!("dev.{device}"), &format!("0.{device}.0"), &desc()))
-            .collect();
-        let fds: Vec<_> = functions.iter().map(|_| bell()).collect();
-        for (function, fd) in functions.iter().zip(&fds) {
-            function.doorbell(12, 0x3000, 2, None, fd.as_fd()).unwrap();
-            function.doorbell(10, 0x10, 2, None, fd.as_fd()).unwrap();
-        }
-        let fixed = board.buses.mmio.claims();
-        board
-            .root
-            .assign_resources(&APERTURES, &board.buses)
-            .unwrap();
-        let (mut pio, mut mmio) = (board.buses.pio.reader(), board.mmio());
-        for step in 0..3000 {
-            let device = 2 + random.below(6) as u32;
-            let width = 1 << random.below(3);
-            let interesting = [
-                0,
-                1,
-                0x1000,
-                0xc000_0000,
-                0xe000_0000,
-                0xfec0_0000,
-                0xffff_ffff,
-                0xcf8,
-                0xdff0_0000,
-            ];
-            let value = if random.below(2) == 0 {
-                interesting[random.below(interesting.len() as u64) as usize]
-            } else {
-                random.next() as u32
-            };
-            match random.below(6) {
-                0 => board.write(device, random.below(0x100) as u16, width, value),
-                1 => board.write(device, 0x10 + 4 * random.below(6) as u16, 4, value),
-                2 => board.write(device, COMMAND, 2, value & 0x7 | 3),
-                3 => board.write(device, MSIX + 2, 2, value),
-                4 => {
-                    let claims = board.buses.mmio.claims();
-                    let (first, last, _) = &claims[random.below(claims.len() as u64) as usize];
-                    let at = first + random.below(last - first + 1);
-                    mmio.write(at, 1 << random.below(4), random.next());
-                    mmio.read(at, 1 << random.below(4));
-                }
-                _ => {
-                    pio.write(0xcf8 + random.below(8), width, random.next());
-                    pio.read(0xcf8 + random.below(8), width);
-                }
-            }
-            if step % 10 == 0 {
-                functions[random.below(6) as usize]
-                    .raise(random.below(70) as u16)
-                    .unwrap();
-                functions[random.below(6) as usize]
-                    .level(random.below(2) == 0)
-                    .unwrap();
-            }
-            let claims = board.buses.mmio.claims();
-            assert!(
-                claims.windows(2).all(|pair| pair[0].1 < pair[1].0),
-                "seed {seed} step {step}: {claims:x?}"
-            );
-            assert!(
-                fixed.iter().all(|claim| claims.contains(claim)),
-                "seed {seed} step {step}"
-            );
-            let bells = board.vm.doorbells();
-            let placed = functions.iter().flat_map(|f| {
-                [
-                    f.placed(12).map(|at| at.0 + 0x3000),
-                    f.placed(10).map(|at| at.0 + 0x10),
-                ]
-            });
-            let mut expected: Vec<u64> = placed.flatten().collect();
-            expected.sort_unstable();
-            assert_eq!(
-                bells.iter().map(|bell| bell.1).collect::<Vec<_>>(),
-                expected,
-                "seed {seed} step {step}"
-            );
-        }
-        board.root.reset();
-        assert_eq!(board.buses.mmio.claims(), fixed);
-        assert_eq!((board.vm.doorbells(), board.vm.routes()), (vec![], vec![]));
-        assert!((0..24).all(|gsi| !board.vm.line(gsi)));
-    }
 }
