@@ -7,3 +7,5 @@ pub mod pci;
 pub mod cli;
 pub mod config;
 pub mod plugins;
+pub mod diagnose;
+pub mod vcpu;

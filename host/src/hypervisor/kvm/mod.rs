@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
     KVM_API_VERSION, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
     kvm_cpuid_entry2, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
@@ -97,6 +97,7 @@ impl Vm for KvmVm {
     }
 
     fn set_irq_line(&self, gsi: u32, high: bool) -> Result<()> {
+        ensure!(gsi < routing::LINES, "There is no interrupt line {gsi}");
         self.fd
             .set_irq_line(gsi, high)
             .with_context(|| format!("KVM refused interrupt line {gsi}"))

@@ -16,7 +16,7 @@ use kvm_ioctls::VmFd;
 use crate::hypervisor::Msi;
 
 /// I/O APIC pins, which are the first GSIs.
-const LINES: u32 = 24;
+pub const LINES: u32 = 24;
 /// `KVM_MAX_IRQ_ROUTES` less room for the lines' own entries.
 const MAX_MSI: usize = 4096 - 64;
 
