@@ -337,13 +337,9 @@ impl Lab {
                 }
             }
         }
-        for job in jobs {
-            copy(
-                &job.file,
-                &tree
-                    .join("lab")
-                    .join(job.file.file_name().unwrap_or_default()),
-            )?;
+        for job in super::Job::all(&directory())? {
+            let name = job.file.file_name().unwrap_or_default();
+            copy(&job.file, &tree.join("lab").join(name))?;
         }
         self.stage_guest(&tree.join("lab"))?;
         let root = tree.join("lab/root.img");
