@@ -185,7 +185,7 @@ fn check(file: &Path, options: &SearchOptions) -> u8 {
     };
     let config = &loaded.config;
     print(&format!(
-        "{}: good: {} with {} vCPUs, {} MiB, {} devices, {} backends\n",
+        "{}: good: VM {}, vCPUs {}, memory {} MiB, devices {}, backends {}\n",
         file.display(),
         config.name,
         config.cpus,

@@ -101,11 +101,6 @@ fn backend(
     let name = field.name(problems)?;
     registry
         .backend(kind, name)
-        .map_err(|error| {
-            problems
-                .error(field.entry.at, error.text)
-                .help
-                .extend(error.help)
-        })
+        .map_err(|error| problems.lookup(field.entry.at, error.text, error.help))
         .ok()
 }

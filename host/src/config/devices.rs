@@ -6,6 +6,7 @@ use super::document::Table;
 use super::main_table::on_fault;
 use super::options::{self, OptionTable};
 use super::source::{Problems, Source, Span};
+use super::spelling::misspelt;
 use super::values::Field;
 use super::vm_config::{DeviceConfig, OnFault, Place};
 use crate::pci::Bdf;
@@ -86,7 +87,10 @@ fn device(
         BusKind::Pci => PCI_KEYS.as_slice(),
         BusKind::Isa => ISA_KEYS.as_slice(),
     };
-    if schema.bus == BusKind::Pci && place.field("pci-path").is_none() {
+    if schema.bus == BusKind::Pci
+        && place.field("pci-path").is_none()
+        && !misspelt("pci-path", place.table.keys(), PCI_KEYS.into_iter())
+    {
         problems
             .error(
                 place.entry.key,
@@ -133,12 +137,7 @@ fn driver(
     let name = field.name(problems)?;
     registry
         .driver(name)
-        .map_err(|error| {
-            problems
-                .error(field.entry.at, error.text)
-                .help
-                .extend(error.help)
-        })
+        .map_err(|error| problems.lookup(field.entry.at, error.text, error.help))
         .ok()
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::document::{Table, Value};
 use super::profile::PROFILES;
 use super::source::{Problems, Span};
-use super::spelling::suggestion;
-use super::values::{Field, listed_or, refuse_unknown, size_text};
+use super::spelling::misspelt;
+use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, OnFault};
 
 /// Keys of `[main]`, the last seven of which exist for propolis files.
@@ -71,7 +71,7 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         })
     };
     for key in ["name", "cpus", "memory"] {
-        if field(key).is_none() {
+        if field(key).is_none() && !misspelt(key, table.keys(), KEYS.into_iter()) {
             problems
                 .error(at, format!("[main] lacks the key `{key}`"))
                 .absent();
@@ -188,14 +188,8 @@ fn kernel(field: &Field<'_>, problems: &mut Problems) -> Option<BootKernel> {
     if BUILTIN_KERNELS.contains(&name) {
         return Some(BootKernel::Builtin(name.to_string()));
     }
-    let known: Vec<String> = BUILTIN_KERNELS
-        .iter()
-        .map(|name| format!("\"builtin:{name}\""))
-        .collect();
-    let problem = field.expected(&listed_or(&known), problems);
-    if let Some(help) = suggestion(name, BUILTIN_KERNELS) {
-        problem.help(help);
-    }
+    let known = BUILTIN_KERNELS.map(|name| format!("builtin:{name}"));
+    field.word(&known.each_ref().map(String::as_str), problems);
     None
 }
 

@@ -58,7 +58,7 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
         Ok(text) => text,
         Err(why) => {
             problems.error_nowhere(format!("{}: {why}", path.display()));
-            return Err(Report::new(Vec::new(), problems));
+            return Err(Report::new(Vec::new(), problems, Vec::new()));
         }
     };
     let mut sources = vec![Source {
@@ -77,7 +77,12 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
     drop_consequences(&mut problems, syntax, &sources[0]);
 
     let failed = problems.any_error();
-    let report = Report::new(sources, problems);
+    let notes = if problems.list.iter().any(|problem| problem.lookup) {
+        registry.search_notes()
+    } else {
+        Vec::new()
+    };
+    let report = Report::new(sources, problems, notes);
     match config {
         Some(config) if !failed => Ok(Loaded {
             config,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::document::{Entry, Table};
 use super::source::{Problems, Span};
-use super::spelling::{listed, suggestion};
+use super::spelling::{listed, misspelt, suggestion};
 use super::values::Field;
 use crate::plugins::schema::{OptionSpec, OptionValue};
 
@@ -67,6 +67,7 @@ pub fn read<'a>(
     for spec in specs {
         let value = match place.field(&spec.name) {
             Some(field) => spec.check(&field, problems),
+            None if spec.required && misspelt(&spec.name, place.table.keys(), known()) => None,
             None if spec.required => {
                 problems
                     .error(

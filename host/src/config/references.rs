@@ -54,11 +54,11 @@ pub fn resolve(
     for reference in all() {
         check_exists(reference, &backends, problems);
     }
-    check_shared(all(), &backends, sources, problems);
     let mut walk = Walk {
         between: &between,
         state: BTreeMap::new(),
         order: Vec::new(),
+        circles: BTreeSet::new(),
     };
     for reference in &from_devices {
         walk.visit(&reference.to, problems);
@@ -69,7 +69,13 @@ pub fn resolve(
     for id in between.keys() {
         walk.visit(id, problems);
     }
-    warn_of_unused(&backends, &used, problems);
+    let circles = walk.circles;
+    let straight = all().filter(|reference| !circles.contains(&reference.at));
+    check_shared(straight, &backends, sources, problems);
+    // A device that was refused may be the one that uses it.
+    if !problems.any_error() {
+        warn_of_unused(&backends, &used, problems);
+    }
     order
         .iter()
         .filter_map(|id| backends.remove(id).and_then(|table| table.config))
@@ -184,6 +190,8 @@ struct Walk<'a> {
     between: &'a BTreeMap<BackendId, Vec<Reference>>,
     state: BTreeMap<BackendId, Visit>,
     order: Vec<BackendId>,
+    /// Where the references are that close a circle.
+    circles: BTreeSet<Span>,
 }
 
 impl Walk<'_> {
@@ -204,7 +212,10 @@ impl Walk<'_> {
             stack.push((id, next + 1));
             match self.state.get(&reference.to) {
                 Some(Visit::Done) => {}
-                Some(Visit::Open) => report_circle(reference, &stack, problems),
+                Some(Visit::Open) => {
+                    self.circles.insert(reference.at);
+                    report_circle(reference, &stack, problems);
+                }
                 None if between.contains_key(&reference.to) => {
                     self.state.insert(reference.to.clone(), Visit::Open);
                     stack.push((reference.to.clone(), 0));

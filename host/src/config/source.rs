@@ -66,6 +66,8 @@ pub struct Problem {
     /// Whether this says that something is absent. Such a problem is dropped when the text did not parse, since the
     /// thing may be there, in the part that could not be read.
     pub absence: bool,
+    /// Whether no plugin provides a name, so that a report should say where plugins were looked for.
+    pub lookup: bool,
 }
 
 impl Problem {
@@ -95,6 +97,13 @@ impl Problems {
         self.push(Severity::Error, Some(at), text.into())
     }
 
+    /// Records that a name leads to no plugin.
+    pub fn lookup(&mut self, at: Span, text: String, help: Vec<String>) {
+        let problem = self.error(at, text);
+        problem.help = help;
+        problem.lookup = true;
+    }
+
     /// Records a warning at a place.
     pub fn warning(&mut self, at: Span, text: impl Into<String>) -> &mut Problem {
         self.push(Severity::Warning, Some(at), text.into())
@@ -113,6 +122,7 @@ impl Problems {
             text,
             help: Vec::new(),
             absence: false,
+            lookup: false,
         });
         &mut self.list[index]
     }
@@ -132,15 +142,39 @@ pub struct Report {
     pub sources: Vec<Source>,
     /// In the order in which they are printed.
     pub problems: Vec<Problem>,
+    /// Lines that several problems share, printed once below them.
+    pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Orders problems by place, those without a place first.
-    pub fn new(sources: Vec<Source>, mut problems: Problems) -> Report {
-        problems.list.sort_by_key(|problem| problem.at);
+    /// Orders problems by place, those without a place first. A name that no plugin provides is shown once, with the
+    /// other lines that want it: one missing plugin is one problem to its user.
+    pub fn new(sources: Vec<Source>, mut found: Problems, notes: Vec<String>) -> Report {
+        found.list.sort_by_key(|problem| problem.at);
+        let mut problems: Vec<Problem> = Vec::with_capacity(found.list.len());
+        let mut again: Vec<Vec<String>> = Vec::new();
+        for problem in found.list {
+            let place = |at: Span| sources.get(at.source).map(|source| source.line(at.start));
+            let same = problems.iter().position(|earlier| {
+                earlier.lookup && problem.lookup && earlier.text == problem.text
+            });
+            match (same, problem.at.and_then(place)) {
+                (Some(index), Some(line)) => again[index].push(line.to_string()),
+                _ => {
+                    problems.push(problem);
+                    again.push(Vec::new());
+                }
+            }
+        }
+        for (problem, lines) in problems.iter_mut().zip(again) {
+            if !lines.is_empty() {
+                problem.help(format!("likewise in line {}", lines.join(", ")));
+            }
+        }
         Report {
             sources,
-            problems: problems.list,
+            problems,
+            notes,
         }
     }
 
@@ -159,6 +193,12 @@ impl fmt::Display for Report {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
             write_problem(out, problem, &self.sources)?;
+        }
+        for note in &self.notes {
+            writeln!(out, "{note}")?;
+        }
+        if !self.notes.is_empty() {
+            writeln!(out)?;
         }
         let counted: Vec<String> = [(Severity::Error, "error"), (Severity::Warning, "warning")]
             .into_iter()

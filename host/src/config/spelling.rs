@@ -5,8 +5,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     // `pci_path` for `pci-path` is the commonest slip: propolis mixes both spellings.
     let plain = |text: &str| text.to_lowercase().replace('_', "-");
     let word = plain(word);
-    // A third of the letters may differ, as in rustc's and clap's suggestions.
-    let limit = (word.chars().count() / 3).max(1);
+    // A third of the letters may differ, but not so many that "pci-virtio-" alone makes two drivers alike.
+    let limit = (word.chars().count() / 3).clamp(1, 3);
     known
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(&word, &plain(name)), name))
@@ -18,6 +18,18 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
 /// "did you mean `x`?" if something is near.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     nearest(word, known).map(|name| format!("did you mean `{name}`?"))
+}
+
+/// Whether one of `keys` that is not `known` was probably meant to be `name`: then to say that `name` is missing would be
+/// to say the same thing twice.
+pub fn misspelt<'a>(
+    name: &str,
+    keys: impl IntoIterator<Item = &'a String>,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> bool {
+    keys.into_iter()
+        .filter(|key| !known.clone().any(|known| known == key.as_str()))
+        .any(|key| nearest(key, known.clone()) == Some(name))
 }
 
 /// Names in a row: "a, b, c"; "nothing" if there is none.

@@ -128,7 +128,7 @@ impl<'a> Field<'a> {
                     })
                     .collect();
                 if texts.is_none() {
-                    self.expected("strings only", problems);
+                    self.expected("a string or an array of strings only", problems);
                 }
                 texts
             }

@@ -42,7 +42,7 @@ pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
         });
     }
     // A plugin for a later minor version may say things about itself that this host need not understand.
-    reader.strict = abi.is_none_or(|abi| abi.minor <= HOST_ABI.minor);
+    reader.strict = abi.is_none_or(|abi| abi <= HOST_ABI);
     let manifest = reader.manifest(abi.unwrap_or(HOST_ABI), &root);
     let mut errors = reader.problems.list;
     errors.sort_by_key(|problem| problem.at);
@@ -462,7 +462,7 @@ default = "16M"
             (
                 "bus = \"pci\"",
                 "bsu = \"pci\"",
-                "[driver] has no key `bsu`",
+                "line 6: a driver without `bus` (and 1 more)",
             ),
             (
                 "name = \"queues\"",

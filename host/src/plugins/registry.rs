@@ -160,32 +160,58 @@ impl Registry {
                 help.push(format!("\"{name}\" is a {other}"));
             }
         }
-        for (index, directory) in self.found.directories.iter().enumerate() {
-            let here = self
-                .names
-                .get(&role)
-                .into_iter()
-                .flatten()
-                .filter(|(_, holders)| holders.iter().any(|(plugin, _)| plugin.directory == index));
-            help.push(format!(
-                "searched {} ({}): {}",
-                directory.path.display(),
-                directory.origin,
-                listed(here.map(|(name, _)| name.as_str()))
-            ));
-        }
-        if self.found.plugins.is_empty() {
-            help.push(
-                "no plugin was found at all: name their directory with --plugin-path".to_string(),
-            );
-        }
-        for skipped in &self.found.skipped {
-            help.push(format!("skipped {skipped}"));
+        if help.is_empty() && !known.is_empty() {
+            help.push(format!("provided: {}", listed(known)));
         }
         LookupError {
             text: format!("no plugin provides the {role} \"{name}\""),
             help,
         }
+    }
+
+    /// Which directories were searched, what they provide, and which files were skipped: what to print once below
+    /// lookup errors.
+    pub fn search_notes(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for (index, directory) in self.found.directories.iter().enumerate() {
+            let provided: Vec<String> = self
+                .names
+                .iter()
+                .map(|(role, names)| {
+                    let here = names.iter().filter(|(_, holders)| {
+                        holders.iter().any(|(plugin, _)| plugin.directory == index)
+                    });
+                    (
+                        role,
+                        here.map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+                    )
+                })
+                .filter(|(_, names)| !names.is_empty())
+                .map(|(role, names)| format!("{role} {}", names.join(", ")))
+                .collect();
+            let provided = match provided.join("; ") {
+                none if none.is_empty() => "nothing".to_string(),
+                some => some,
+            };
+            out.push(format!(
+                "searched {} ({}): {}",
+                directory.path.display(),
+                directory.origin,
+                provided
+            ));
+        }
+        if self.found.plugins.is_empty() {
+            out.push(
+                "no plugin was found at all: name their directory with --plugin-path".to_string(),
+            );
+        }
+        out.extend(
+            self.found
+                .skipped
+                .iter()
+                .map(|skipped| format!("skipped {skipped}")),
+        );
+        out
     }
 
     /// The names known for a role, in alphabetical order.

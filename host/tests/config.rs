@@ -1,0 +1,128 @@
+//! Every way to get a VM file wrong, with the exact report: `config/NAME.toml` must produce `config/NAME.stderr`.
+//!
+//! `VMM_UPDATE_GOLDENS=1 cargo test -p vmm-host --test config` writes the reports anew, to be read before they are
+//! committed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod fixture;
+
+use std::path::{Path, PathBuf};
+
+use fixture::{Scene, plugin};
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config")
+}
+
+fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+/// A scene with a plugin for each manifest in `config/plugins`.
+fn scene() -> Scene {
+    let scene = Scene::new();
+    for manifest in files_with(&goldens().join("plugins"), "toml") {
+        let stem = manifest.file_stem().unwrap().to_str().unwrap();
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        scene.write(&format!("plugins/lib{stem}.so"), plugin(&text));
+    }
+    scene
+}
+
+#[test]
+fn each_bad_file_gets_its_report() {
+    let scene = scene();
+    let update = std::env::var_os("VMM_UPDATE_GOLDENS").is_some();
+    let mut wrong = Vec::new();
+    let files = files_with(&goldens(), "toml");
+    assert!(files.len() >= 20, "found only {files:?}");
+    for file in files {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        scene.write(name, std::fs::read(&file).unwrap());
+        let ran = scene.run(&["check", name, "--plugin-path", "plugins"]);
+        let good = name.starts_with("good-");
+        assert_eq!(ran.code, Some(if good { 0 } else { 3 }), "{name}: {ran:?}");
+        let expected = file.with_extension("stderr");
+        if update {
+            std::fs::write(&expected, &ran.stderr).unwrap();
+        } else if std::fs::read_to_string(&expected).unwrap_or_default() != ran.stderr {
+            wrong.push(format!("--- {name}\n{}", ran.stderr));
+        }
+    }
+    assert!(wrong.is_empty(), "reports differ:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn more_memory_than_the_machine_has_is_refused() {
+    let scene = scene();
+    scene.write(
+        "vm.toml",
+        "[main]\nname = \"x\"\ncpus = 1\nmemory = \"4000000G\"\nkernel = \"builtin:selftest\"\n",
+    );
+    let ran = scene.run(&["check", "vm.toml", "--plugin-path", "plugins"]);
+    if !Path::new("/proc/meminfo").exists() {
+        println!(
+            "SKIPPED: more_memory_than_the_machine_has_is_refused: this system has no /proc/meminfo"
+        );
+        return;
+    }
+    assert_eq!(ran.code, Some(3));
+    assert!(
+        ran.stderr.contains(
+            "vm.toml:4:10: error: `memory` in [main]: 4000000G is more than this machine has"
+        ),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_file_that_is_no_text_is_refused() {
+    let scene = scene();
+    scene.write("latin1.toml", b"[main]\nname = \"caf\xe9\"\n");
+    for (file, expected) in [
+        (
+            "latin1.toml",
+            "error: latin1.toml: not UTF-8 text, line 2\n",
+        ),
+        (
+            "absent.toml",
+            "error: absent.toml: No such file or directory",
+        ),
+        ("plugins", "error: plugins: Is a directory"),
+        (
+            "/dev/zero",
+            "error: /dev/zero: not a VM file: it has more than 4194304 bytes",
+        ),
+    ] {
+        let ran = scene.run(&["check", file]);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.starts_with(expected), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn any_prefix_of_a_good_file_is_read_without_a_panic() {
+    let text = std::fs::read_to_string(goldens().join("good-all-tables.toml")).unwrap();
+    let scene = scene();
+    let options = vmm_host::plugins::search::SearchOptions {
+        flags: vec![scene.path("plugins")],
+        ..Default::default()
+    };
+    let mut accepted = 0;
+    for end in (0..=text.len()).filter(|end| text.is_char_boundary(*end)) {
+        let file = scene.write("prefix.toml", &text[..end]);
+        match vmm_host::config::load(&file, &options) {
+            Ok(_) => accepted += 1,
+            Err(report) => assert!(report.to_string().contains("error"), "{end}: {report}"),
+        }
+    }
+    assert!(accepted > 0, "not even the whole file was accepted");
+}
