@@ -32,10 +32,19 @@ pub struct WindowDesc {
     pub target: Arc<dyn Registers>,
 }
 
+/// What the guest's command register and BAR say about a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Where the guest put it; `None` while decoding is off.
+    pub address: Option<u64>,
+    /// Whether doorbells are to be bound: they wait for the driver to enable bus mastering, because a guest that
+    /// enumerates the bus switches decoding off and on a dozen times before.
+    pub armed: bool,
+}
+
 struct Window {
     desc: WindowDesc,
-    /// Where the guest put it; `None` while decoding is off.
-    wanted: Option<u64>,
+    wanted: Placement,
     /// Where it is on the bus.
     mapped: Option<u64>,
     doorbells: Vec<Binding>,
@@ -46,8 +55,17 @@ struct Binding {
     width: u8,
     value: Option<u64>,
     fd: OwnedFd,
-    /// What the hypervisor holds for it now.
-    bound: Option<Doorbell>,
+    bound: Bound,
+}
+
+/// What the hypervisor has of a doorbell.
+enum Bound {
+    /// Nothing: the window is not decoded, or not armed.
+    No,
+    /// This.
+    Yes(Doorbell),
+    /// Nothing, though asked: writes go to the device.
+    Refused,
 }
 
 /// Keeps bus entries and doorbells where the guest's BARs say.
@@ -73,32 +91,33 @@ impl<V: Vm> Decoder<V> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         windows.push(Window {
             desc,
-            wanted: None,
+            wanted: Placement::default(),
             mapped: None,
             doorbells: Vec::new(),
         });
         WindowId(windows.len() - 1)
     }
 
-    /// Moves windows to where the guest wants them (`None`: not decoded). Windows that waited for a place now free get it.
-    pub fn place(&self, changes: &[(WindowId, Option<u64>)]) {
+    /// Moves windows to where the guest wants them. Windows that waited for a place now free get it.
+    pub fn place(&self, changes: &[(WindowId, Placement)]) {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         for &(WindowId(id), wanted) in changes {
             if let Some(window) = windows.get_mut(id) {
                 window.wanted = wanted;
             }
         }
-        for window in windows
-            .iter_mut()
-            .filter(|window| window.mapped != window.wanted)
-        {
-            self.unmap(window);
+        for window in windows.iter_mut() {
+            if window.mapped != window.wanted.address {
+                self.unmap(window);
+            } else if !window.wanted.armed {
+                self.unbind(window);
+            }
         }
-        for window in windows
-            .iter_mut()
-            .filter(|window| window.mapped != window.wanted)
-        {
-            self.map(window);
+        for window in windows.iter_mut() {
+            if window.mapped != window.wanted.address {
+                self.map(window);
+            }
+            self.arm(window);
         }
     }
 
@@ -113,7 +132,8 @@ impl<V: Vm> Decoder<V> {
     }
 
     /// Binds guest writes of `width` bytes (0: any) at `offset` to `fd`, wherever the window is and will be.
-    /// `Ok(false)`: this hypervisor can't, and the write goes to [`Registers::write`].
+    /// `Ok(false)`: this hypervisor can't, and the write goes to [`Registers::write`], as it does while the window
+    /// is not armed.
     ///
     /// # Errors
     /// Not inside the window, no such width, already bound, too many, or the hypervisor refused.
@@ -155,47 +175,33 @@ impl<V: Vm> Decoder<V> {
             width,
             value,
             fd,
-            bound: None,
+            bound: Bound::No,
         };
-        let mut able = true;
-        if let Some(base) = window.mapped {
-            let doorbell = binding.at(window.desc.space, base);
-            able = self
-                .vm
-                .bind_doorbell(doorbell, binding.fd.as_fd())
-                .with_context(|| format!("{owner}: doorbell at offset {offset:#x}"))?;
-            binding.bound = able.then_some(doorbell);
-        }
+        let able = match window.mapped {
+            Some(base) if window.wanted.armed => {
+                binding.bind(&*self.vm, window.desc.space, base)?
+            }
+            _ => true,
+        };
         window.doorbells.push(binding);
         Ok(able)
     }
 
     fn map(&self, window: &mut Window) {
-        let Some(base) = window.wanted else { return };
+        let Some(base) = window.wanted.address else {
+            return;
+        };
         let desc = &window.desc;
         let bus = self.buses.space(desc.space);
-        if let Err(error) = bus.insert(
+        match bus.insert(
             &desc.owner,
             base,
             desc.size,
             desc.region,
             Arc::clone(&desc.target),
         ) {
-            log::debug!("not decoded while the guest leaves it there: {error}");
-            return;
-        }
-        window.mapped = Some(base);
-        for binding in &mut window.doorbells {
-            let doorbell = binding.at(desc.space, base);
-            match self.vm.bind_doorbell(doorbell, binding.fd.as_fd()) {
-                Ok(able) => binding.bound = able.then_some(doorbell),
-                // The write then arrives as any other, which a device has to expect anyway.
-                Err(error) => log::warn!(
-                    "{}: doorbell at {:#x}: {error:#}",
-                    desc.owner,
-                    doorbell.address
-                ),
-            }
+            Ok(()) => window.mapped = Some(base),
+            Err(error) => log::debug!("not decoded while the guest leaves it there: {error}"),
         }
     }
 
@@ -206,9 +212,26 @@ impl<V: Vm> Decoder<V> {
         }
     }
 
+    /// Binds what is not bound yet, if the window is decoded and armed.
+    fn arm(&self, window: &mut Window) {
+        let (Some(base), true) = (window.mapped, window.wanted.armed) else {
+            return;
+        };
+        for binding in &mut window.doorbells {
+            if let Err(error) = binding.bind(&*self.vm, window.desc.space, base) {
+                // The write then arrives as any other, which a device has to expect anyway.
+                let owner = &window.desc.owner;
+                log::warn!(
+                    "{owner}: doorbell at offset {:#x}: {error:#}",
+                    binding.offset
+                );
+            }
+        }
+    }
+
     fn unbind(&self, window: &mut Window) {
         for binding in &mut window.doorbells {
-            if let Some(doorbell) = binding.bound.take()
+            if let Bound::Yes(doorbell) = std::mem::replace(&mut binding.bound, Bound::No)
                 && let Err(error) = self.vm.unbind_doorbell(doorbell, binding.fd.as_fd())
             {
                 log::warn!(
@@ -222,12 +245,25 @@ impl<V: Vm> Decoder<V> {
 }
 
 impl Binding {
-    fn at(&self, space: Space, base: u64) -> Doorbell {
-        Doorbell {
+    /// Asks the hypervisor once for each place of the window; `false` if it can't.
+    fn bind<V: Vm>(&mut self, vm: &V, space: Space, base: u64) -> Result<bool> {
+        match self.bound {
+            Bound::Yes(_) => return Ok(true),
+            Bound::Refused => return Ok(false),
+            Bound::No => {}
+        }
+        let address = base + self.offset;
+        let doorbell = Doorbell {
             space,
-            address: base + self.offset,
+            address,
             width: self.width,
             value: self.value,
+        };
+        self.bound = Bound::Refused;
+        let able = vm.bind_doorbell(doorbell, self.fd.as_fd())?;
+        if able {
+            self.bound = Bound::Yes(doorbell);
         }
+        Ok(able)
     }
 }

@@ -10,7 +10,7 @@ use super::config_space::{
     Bar, BoardRegister, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY,
     ConfigSpace, INTERRUPT_LINE, Part, bar_offset, msix_layout,
 };
-use super::decode::{Decoder, WindowDesc, WindowId};
+use super::decode::{Decoder, Placement, WindowDesc, WindowId};
 use super::desc::{BarDesc, BarKind, LiveCapability, PciFunctionDesc};
 use super::lines::IrqPin;
 use super::msix::Msix;
@@ -217,7 +217,7 @@ impl<V: Vm> Function<V> {
     }
 
     /// Binds guest writes of `width` bytes (0: any) at `offset` of the BAR with this region number to `fd`, wherever
-    /// the guest moves the BAR. `Ok(false)`: this hypervisor can't, and the write goes to [`Registers::write`].
+    /// the guest moves the BAR, from when it enables bus mastering. `Ok(false)`: this hypervisor can't, and the write goes to [`Registers::write`].
     ///
     /// # Errors
     /// No such region, not inside it, bound already, or the hypervisor refused.
@@ -319,11 +319,16 @@ impl<V: Vm> Function<V> {
         let command = config.command();
         self.bus_master
             .store(command & COMMAND_MASTER != 0, Ordering::Release);
+        let armed = command & COMMAND_MASTER != 0;
+        let place = |bar| Placement {
+            address: config.decoded(bar),
+            armed,
+        };
         let places: Vec<_> = config
             .bars()
             .iter()
             .zip(&self.windows)
-            .map(|(&bar, &window)| (window, config.decoded(bar)))
+            .map(|(&bar, &window)| (window, place(bar)))
             .collect();
         self.decoder.place(&places);
         let (enabled, function_masked) = config.msix_control();

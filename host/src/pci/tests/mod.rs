@@ -329,6 +329,9 @@ fn a_moved_bar_takes_its_doorbells_along() {
         .root
         .assign_resources(&APERTURES, &board.buses)
         .unwrap();
+    // Not before a driver lets the device work.
+    assert_eq!(board.vm.doorbells(), []);
+    board.write(4, COMMAND, 2, 7);
     assert!(function.doorbell(12, 0x3004, 0, None, two.as_fd()).unwrap());
     let (at, _) = function.placed(12).unwrap();
     assert_eq!(
@@ -347,10 +350,10 @@ fn a_moved_bar_takes_its_doorbells_along() {
     board.write(4, BAR2 + 4, 4, 5);
     assert_eq!(function.placed(12), Some((0x5_d000_0000, 0x4000)));
     // Decoding off: gone, and back where it was.
-    board.write(4, COMMAND, 2, 1);
+    board.write(4, COMMAND, 2, 5);
     assert_eq!((board.vm.doorbells().len(), function.placed(12)), (0, None));
     assert!(function.placed(10).is_some());
-    board.write(4, COMMAND, 2, 2);
+    board.write(4, COMMAND, 2, 6);
     assert_eq!(board.vm.doorbells().len(), 2);
     assert_eq!(function.placed(10), None);
     board.root.reset();
@@ -359,6 +362,8 @@ fn a_moved_bar_takes_its_doorbells_along() {
         .root
         .assign_resources(&APERTURES, &board.buses)
         .unwrap();
+    assert_eq!(board.vm.doorbells(), []);
+    board.write(4, COMMAND, 2, 7);
     assert_eq!(board.vm.doorbells().len(), 2);
 }
 
@@ -405,6 +410,7 @@ fn without_doorbells_the_write_reaches_the_device() {
         .root
         .assign_resources(&APERTURES, &board.buses)
         .unwrap();
+    board.write(4, COMMAND, 2, 7);
     assert!(
         !function
             .doorbell(12, 0x3000, 2, None, bell().as_fd())
@@ -416,7 +422,7 @@ fn without_doorbells_the_write_reaches_the_device() {
     assert_eq!(board.probe.writes.load(Ordering::SeqCst), 1);
     // Decoding off and on again must not try to unbind what never was.
     board.write(4, COMMAND, 2, 0);
-    board.write(4, COMMAND, 2, 3);
+    board.write(4, COMMAND, 2, 7);
     assert!(function.placed(12).is_some());
 }
 
