@@ -19,6 +19,7 @@ fn main() -> Result<(), String> {
     let script = script.to_str().ok_or("the path of guest.ld is not UTF-8")?;
     let status = Command::new(&rustc)
         .arg(source.join("main.rs"))
+        .arg(format!("--remap-path-prefix={}=guest", source.display()))
         .arg("-o")
         .arg(out.join("selftest.elf"))
         .args([

@@ -9,7 +9,7 @@ use crate::memory::{self, Dma};
 use crate::pci::Function;
 use crate::virtio::{self, Device};
 use crate::virtqueue::Buffer;
-use crate::{block_faults, block_writes, check, skip};
+use crate::{block_faults, block_transport, block_writes, check, skip};
 
 pub const MARK: &[u8; 8] = b"SELFTEST";
 
@@ -87,6 +87,10 @@ fn one(it: Function) -> Result<(), &'static str> {
             disk = block_writes::run(it, disk, offered, data)?;
         }
     }
+    let _ = disk.read(0, data, 512);
+    block_transport::relocation(it)?;
+    block_transport::legacy(it, data);
+    let mut disk = disk.restart(F_FLUSH, 16)?;
     block_faults::masked_interrupts(it, &mut disk, data);
     block_faults::interrupt_line(it, &mut disk, data);
     block_faults::hostile(it, disk)

@@ -11,6 +11,7 @@ mod acpi;
 mod block;
 mod block_checks;
 mod block_faults;
+mod block_transport;
 mod block_writes;
 mod clock;
 mod interrupts;

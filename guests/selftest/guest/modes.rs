@@ -129,11 +129,52 @@ fn machine() {
         write64(last, old);
         nobody();
     }
+    board();
     check!(
         io::tsc() < io::tsc(),
         "machine",
         "the time stamp counter moves; APIC id {}",
         interrupts::apic_id()
+    );
+}
+
+/// The interval timer and the clock that every PC has.
+fn board() {
+    // Channel 2, mode 0, 10 ms; its gate and output are bits of port 0x61.
+    let gate = inb(0x61) & !3;
+    io::outb(0x61, gate | 1);
+    io::outb(0x43, 0xb0);
+    io::outb(0x42, (11932 & 0xff) as u8);
+    io::outb(0x42, (11932 >> 8) as u8);
+    let early = inb(0x61) & 0x20 != 0;
+    let ended = clock::wait_until(500, || inb(0x61) & 0x20 != 0);
+    io::outb(0x61, gate);
+    check!(
+        !early && ended,
+        "machine",
+        "the interval timer counts (early {early}, ended {ended})"
+    );
+    let read = |register: u8| {
+        io::outb(0x70, register);
+        inb(0x71)
+    };
+    // While an update is in progress (register 0x0a, bit 7) the others may change.
+    let _ = clock::wait_until(100, || read(0x0a) & 0x80 == 0);
+    let (day, month, year, mode) = (read(7), read(8), read(9), read(0x0b));
+    let plain = |value: u8| {
+        if mode & 4 != 0 {
+            value
+        } else {
+            (value >> 4) * 10 + (value & 15)
+        }
+    };
+    check!(
+        (1..=31).contains(&plain(day)) && (1..=12).contains(&plain(month)) && plain(year) <= 99,
+        "machine",
+        "the clock has a date: year {}, month {}, day {}",
+        plain(year),
+        plain(month),
+        plain(day)
     );
 }
 

@@ -158,6 +158,18 @@ impl Function {
             .filter(|bar| bar.size != 0)
     }
 
+    /// Puts a BAR somewhere else.
+    pub fn set_bar(self, index: u8, bar: Bar, address: u64) {
+        let offset = 0x10 + index * 4;
+        let command = self.read16(4);
+        self.write16(4, command & !3);
+        self.write32(offset, address as u32);
+        if bar.wide {
+            self.write32(offset + 4, (address >> 32) as u32);
+        }
+        self.write16(4, command);
+    }
+
     /// Calls `each` with every BAR.
     pub fn bars(self, mut each: impl FnMut(u8, Bar)) {
         let mut index = 0;
