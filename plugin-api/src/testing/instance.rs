@@ -269,7 +269,8 @@ pub(super) fn poll(instances: &[&'static Instance], epoch: Instant, timeout: Dur
         for (&token, &(fd, events)) in lock(&instance.watches).iter() {
             // SAFETY: the object keeps a watched descriptor open.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            let flags = PollFlags::from_bits_truncate(u16::try_from(events).unwrap_or(0));
+            // The flags' width differs between systems; all that exist fit into the narrowest.
+            let flags = PollFlags::from_bits_truncate(events.try_into().unwrap_or_default());
             fds.push(PollFd::from_borrowed_fd(fd, flags));
             owners.push((*instance, token));
         }
@@ -288,7 +289,7 @@ pub(super) fn poll(instances: &[&'static Instance], epoch: Instant, timeout: Dur
     for (fd, (instance, token)) in fds.iter().zip(owners) {
         // An earlier call of this round may have ended the watch.
         if !fd.revents().is_empty() && lock(&instance.watches).contains_key(&token) {
-            calls += instance.ready(token, fd.revents().bits().into());
+            calls += instance.ready(token, fd.revents().bits() as u32);
         }
     }
     for instance in instances {
