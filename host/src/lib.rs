@@ -9,3 +9,4 @@ pub mod config;
 pub mod plugins;
 pub mod diagnose;
 pub mod vcpu;
+pub mod boot;

@@ -1,0 +1,153 @@
+//! The CPU state that Linux's 64-bit boot protocol asks for (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+
+use anyhow::Result;
+
+use crate::hypervisor::{DescriptorTable, Registers, Segment, Vcpu};
+use crate::memory::GuestMemory;
+
+/// Below this lies what direct boot itself puts into memory; a kernel starts here or above.
+pub(super) const RESERVED: u64 = 1 << 20;
+const GDT: u64 = 0x500;
+/// The zero page.
+pub(super) const BOOT_PARAMS: u64 = 0x7000;
+const STACK_TOP: u64 = 0x9000;
+const PML4: u64 = 0x9000;
+const PDPT: u64 = 0xa000;
+/// Four page directories of 1 GiB each.
+const PAGE_DIRECTORIES: u64 = 0xb000;
+const GIGABYTES: u64 = 4;
+/// The command line, up to 64 KiB.
+pub(super) const CMDLINE: u64 = 0x2_0000;
+pub(super) const CMDLINE_ROOM: usize = 0x1_0000;
+
+/// Selectors that the protocol fixes: __BOOT_CS and __BOOT_DS.
+const BOOT_CS: u16 = 0x10;
+const BOOT_DS: u16 = 0x18;
+const BOOT_TR: u16 = 0x20;
+
+const PRESENT_WRITABLE: u64 = 3;
+const LARGE: u64 = 1 << 7;
+
+/// IA32_MTRR_DEF_TYPE: MTRRs on, and all memory write-back where none says otherwise, as firmware leaves it.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// How CPU 0 enters a loaded kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    registers: Registers,
+}
+
+impl Entry {
+    /// Writes the descriptor and page tables that `address` is entered with.
+    pub(super) fn prepare(memory: &GuestMemory, address: u64) -> Result<Self> {
+        let code = Segment {
+            selector: BOOT_CS,
+            base: 0,
+            limit: 0xffff_ffff,
+            access: 0xa09b,
+        };
+        let data = Segment {
+            selector: BOOT_DS,
+            base: 0,
+            limit: 0xffff_ffff,
+            access: 0xc093,
+        };
+        let task = Segment {
+            selector: BOOT_TR,
+            base: 0,
+            limit: 0x67,
+            access: 0x8b,
+        };
+        let gdt = [
+            0,
+            0,
+            descriptor(&code),
+            descriptor(&data),
+            descriptor(&task),
+            0,
+        ];
+        for (at, entry) in (GDT..).step_by(8).zip(gdt) {
+            memory.write_object(at, entry)?;
+        }
+        write_page_tables(memory)?;
+        let registers = Registers {
+            rip: address,
+            rsi: BOOT_PARAMS,
+            rsp: STACK_TOP - 16,
+            rbp: STACK_TOP - 16,
+            rflags: 2,
+            cs: code,
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            tr: task,
+            ldt: Segment {
+                access: 1 << 16 | 0x82,
+                ..Segment::default()
+            },
+            gdt: DescriptorTable {
+                base: GDT,
+                limit: gdt.len() as u16 * 8 - 1,
+            },
+            cr0: 0x8000_0011,
+            cr3: PML4,
+            cr4: 1 << 5,
+            efer: 0x500,
+            ..Registers::default()
+        };
+        Ok(Self { registers })
+    }
+
+    /// Gives this state to CPU 0, which is in power-on state and not running. The other CPUs need none: the kernel
+    /// starts them.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    pub fn apply(&self, vcpu: &mut impl Vcpu) -> Result<()> {
+        let (index, value) = MTRR_DEF_TYPE;
+        if let Err(error) = vcpu.set_msr(index, value) {
+            // A guest without MTRRs takes all memory for write-back anyway.
+            log::debug!("No MTRRs: {error:#}");
+        }
+        vcpu.set_registers(&self.registers)
+    }
+
+    /// Guest physical address of the first instruction.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.registers.rip
+    }
+}
+
+/// As it stands in a descriptor table (Intel SDM volume 3, section 3.4.5).
+fn descriptor(segment: &Segment) -> u64 {
+    let (base, access) = (segment.base, u64::from(segment.access));
+    let limit = u64::from(if access & 1 << 15 != 0 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    });
+    limit & 0xffff
+        | (base & 0xff_ffff) << 16
+        | (access & 0xff) << 40
+        | (limit >> 16 & 0xf) << 48
+        | (access >> 12 & 0xf) << 52
+        | (base >> 24 & 0xff) << 56
+}
+
+/// Maps the first 4 GiB one to one with 2 MiB pages, which every 64-bit CPU has.
+fn write_page_tables(memory: &GuestMemory) -> Result<()> {
+    memory.write_object(PML4, PDPT | PRESENT_WRITABLE)?;
+    for gigabyte in 0..GIGABYTES {
+        let directory = PAGE_DIRECTORIES + gigabyte * 0x1000;
+        memory.write_object(PDPT + gigabyte * 8, directory | PRESENT_WRITABLE)?;
+        let mut page = [0; 4096];
+        for (entry, bytes) in (gigabyte * 512..).zip(page.chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&(entry << 21 | LARGE | PRESENT_WRITABLE).to_le_bytes());
+        }
+        memory.write(directory, &page)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! A kernel or initrd before it is loaded: a file that is read straight into guest memory, or bytes built into the host.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::memory::GuestMemory;
+
+/// Something to load, of known size.
+#[derive(Debug)]
+pub struct Image {
+    name: String,
+    source: Source,
+    len: u64,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(File),
+    Bytes(&'static [u8]),
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.name)
+    }
+}
+
+impl Image {
+    /// Opens a file; `role` ("kernel", "initrd") is what messages call it.
+    ///
+    /// # Errors
+    /// It is missing, unreadable, empty or no regular file.
+    pub fn open(role: &str, path: &Path) -> Result<Self> {
+        let name = format!("{role} {}", path.display());
+        // Opening a FIFO would otherwise wait for somebody to write to it.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path);
+        let file = opened.with_context(|| format!("Cannot open {name}"))?;
+        let metadata = file
+            .metadata()
+            .with_context(|| format!("Cannot examine {name}"))?;
+        ensure!(
+            metadata.is_file(),
+            "Cannot load {name}: it is not a regular file"
+        );
+        ensure!(metadata.len() > 0, "Cannot load {name}: it is empty");
+        Ok(Self {
+            name,
+            source: Source::File(file),
+            len: metadata.len(),
+        })
+    }
+
+    /// An image that is part of this program.
+    #[must_use]
+    pub fn built_in(name: &str, bytes: &'static [u8]) -> Self {
+        Self {
+            name: name.into(),
+            source: Source::Bytes(bytes),
+            len: bytes.len() as u64,
+        }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// Reads from `offset` until `into` is full.
+    pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        match &self.source {
+            Source::File(file) => file
+                .read_exact_at(into, offset)
+                .with_context(|| format!("Cannot read {self}")),
+            Source::Bytes(bytes) => {
+                let rest = usize::try_from(offset)
+                    .ok()
+                    .and_then(|offset| bytes.get(offset..));
+                let Some(part) = rest.and_then(|rest| rest.get(..into.len())) else {
+                    bail!("Cannot read {self}: it ends too early");
+                };
+                into.copy_from_slice(part);
+                Ok(())
+            }
+        }
+    }
+
+    /// As many bytes of the beginning as there are, up to `N`; the rest is 0.
+    pub(super) fn head<const N: usize>(&self) -> Result<[u8; N]> {
+        let mut head = [0; N];
+        let len = self.len.min(N as u64) as usize;
+        self.read_at(0, &mut head[..len])?;
+        Ok(head)
+    }
+
+    /// Copies `len` bytes from `offset` to guest address `gpa`, once.
+    pub(super) fn load(&self, memory: &GuestMemory, offset: u64, gpa: u64, len: u64) -> Result<()> {
+        let describe = || format!("Cannot load {self} at {gpa:#x}");
+        ensure!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "Cannot load {self}: it ends too early, at {} bytes: is it truncated?",
+            self.len
+        );
+        match &self.source {
+            Source::File(file) => {
+                let mut file: &File = file;
+                file.seek(SeekFrom::Start(offset)).with_context(describe)?;
+                memory.mark_dirty(gpa, len);
+                let len = usize::try_from(len)?;
+                memory
+                    .view()
+                    .read_exact_volatile_from(GuestAddress(gpa), &mut file, len)
+                    .with_context(describe)
+            }
+            Source::Bytes(bytes) => {
+                let part = &bytes[offset as usize..(offset + len) as usize];
+                memory.write(gpa, part).with_context(describe)
+            }
+        }
+    }
+
+    /// What a file that is no kernel seems to be.
+    pub(super) fn guess(&self) -> Result<String> {
+        let head = self.head::<64>()?;
+        let compressed: &[(&[u8], &str, &str)] = &[
+            (&[0x1f, 0x8b], "gzip", "gunzip"),
+            (b"BZh", "bzip2", "bunzip2"),
+            (&[0xfd, b'7', b'z', b'X', b'Z'], "xz", "unxz"),
+            (&[0x28, 0xb5, 0x2f, 0xfd], "zstd", "unzstd"),
+            (&[0x04, 0x22, 0x4d, 0x18], "lz4", "unlz4"),
+        ];
+        if let Some((_, format, tool)) = compressed
+            .iter()
+            .find(|(magic, ..)| head.starts_with(magic))
+        {
+            return Ok(format!(
+                "it is compressed with {format}: unpack it with {tool} first"
+            ));
+        }
+        let what = match &head {
+            _ if head[0x38..0x3c] == *b"ARM\x64" => "it is a kernel for ARM",
+            _ if head.starts_with(b"MZ") => "it is an EFI or Windows program",
+            _ if head.starts_with(&[0x27, 0x05, 0x19, 0x56]) => "it is a U-Boot image",
+            _ if head.starts_with(b"070701") => "it is a cpio archive: is it the initrd?",
+            _ if head.starts_with(b"QFI\xfb") => "it is a qcow2 disk image",
+            _ if is_text(&head[..self.len.min(64) as usize]) => "it is a text file",
+            _ => "it has neither a bzImage nor an ELF header",
+        };
+        Ok(what.into())
+    }
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+}

@@ -1,0 +1,126 @@
+//! Loads a kernel with its initrd and command line, and writes the zero page that tells it of them and of the machine.
+
+use anyhow::{Context, Result, bail, ensure};
+use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use vm_memory::ByteValued;
+
+use super::entry::{BOOT_PARAMS, CMDLINE, CMDLINE_ROOM, Entry};
+use super::image::Image;
+use super::{bzimage, elf};
+use crate::machine::e820::E820Entry;
+use crate::memory::{GuestMemory, PAGE};
+
+/// "Undefined" boot loader (boot.rst, type_of_loader).
+const LOADER_UNDEFINED: u8 = 0xff;
+
+/// Everything that direct boot needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectBoot<'a> {
+    /// A bzImage or a 64-bit ELF file.
+    pub kernel: &'a Image,
+    /// The initial RAM disk, if any.
+    pub initrd: Option<&'a Image>,
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// The memory map, by ascending address.
+    pub e820: &'a [E820Entry],
+    /// Guest address of ACPI's RSDP, or 0.
+    pub rsdp: u64,
+}
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// Guest physical address of its 64-bit entry point.
+    pub entry: u64,
+    /// First address that it leaves free.
+    pub end: u64,
+    /// Its own boot header, or what stands for one.
+    pub header: setup_header,
+}
+
+/// Puts everything into `memory`, which is all zeros: new, or [`GuestMemory::clear`]ed for a restart.
+///
+/// # Errors
+/// No kernel, or something doesn't fit. The text names the file, and what it is instead or how much it needs.
+pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
+    let loaded = match bzimage::load(boot.kernel, memory)? {
+        Some(loaded) => loaded,
+        None => match elf::load(boot.kernel, memory)? {
+            Some(loaded) => loaded,
+            None => bail!("{} is not a kernel: {}", boot.kernel, boot.kernel.guess()?),
+        },
+    };
+    let mut params = boot_params {
+        hdr: loaded.header,
+        acpi_rsdp_addr: boot.rsdp,
+        ..Default::default()
+    };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    write_cmdline(memory, boot.cmdline, &mut params.hdr)?;
+    if let Some(initrd) = boot.initrd {
+        load_initrd(memory, initrd, loaded.end, &mut params.hdr)?;
+    }
+    write_e820(boot.e820, &mut params)?;
+    memory.write(BOOT_PARAMS, params.as_slice())?;
+    Entry::prepare(memory, loaded.entry).context("Cannot prepare the guest's first CPU")
+}
+
+fn write_cmdline(memory: &GuestMemory, cmdline: &str, header: &mut setup_header) -> Result<()> {
+    let max = (header.cmdline_size as usize).min(CMDLINE_ROOM - 1);
+    let len = cmdline.len();
+    ensure!(
+        len <= max,
+        "[main] cmdline has {len} bytes, and this kernel takes at most {max}"
+    );
+    ensure!(
+        !cmdline.contains('\0'),
+        "[main] cmdline contains a NUL character, where the kernel would stop reading"
+    );
+    memory.write(CMDLINE, cmdline.as_bytes())?;
+    memory.write_object(CMDLINE + len as u64, 0u8)?;
+    header.cmd_line_ptr = u32::try_from(CMDLINE)?;
+    Ok(())
+}
+
+/// As high as the kernel can reach, so that it is out of the way of what the kernel allocates early.
+fn load_initrd(
+    memory: &GuestMemory,
+    initrd: &Image,
+    kernel_end: u64,
+    header: &mut setup_header,
+) -> Result<()> {
+    let top = memory.low_end().min(u64::from(header.initrd_addr_max) + 1);
+    let size = initrd.bytes();
+    let address = top.checked_sub(size).map(|address| address & !(PAGE - 1));
+    let Some(address) = address.filter(|&address| address >= kernel_end) else {
+        bail!(
+            "Cannot load {initrd}: its {size} bytes don't fit between the kernel's end at {kernel_end:#x} and {top:#x}: \
+             raise [main] memory"
+        );
+    };
+    initrd.load(memory, 0, address, size)?;
+    header.ramdisk_image = u32::try_from(address)?;
+    header.ramdisk_size = u32::try_from(size)?;
+    Ok(())
+}
+
+fn write_e820(map: &[E820Entry], params: &mut boot_params) -> Result<()> {
+    let room = { params.e820_table }.len();
+    ensure!(
+        map.len() <= room,
+        "The memory map has {} ranges, and the zero page takes {room}",
+        map.len()
+    );
+    let mut table = params.e820_table;
+    for (slot, entry) in table.iter_mut().zip(map) {
+        *slot = boot_e820_entry {
+            addr: entry.start,
+            size: entry.len,
+            r#type: entry.kind as u32,
+        };
+    }
+    params.e820_table = table;
+    params.e820_entries = u8::try_from(map.len())?;
+    Ok(())
+}
