@@ -1,5 +1,7 @@
 //! Drives the disk as a device does, through the ABI.
 
+#![allow(clippy::expect_used)] // helpers of tests
+
 use vmm_plugin_api::abi::block::{BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_WRITE_ZEROES};
 use vmm_plugin_api::testing::{Backend, FakeHost, Value};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp, BlockQueueHandle};

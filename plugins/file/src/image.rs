@@ -1,0 +1,395 @@
+//! An open image: the checks before a VM may use it, and each operation done by the calling thread.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use vmm_plugin_api::abi::block::{
+    BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_VOLATILE_CACHE, BLOCK_WRITE_ZEROES,
+};
+use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
+
+use crate::lock::lock;
+use crate::system;
+use crate::transfer::{Direction, bounced, transfer};
+
+/// Longest scatter list; below every system's IOV_MAX.
+pub const MAX_SEGMENTS: u32 = 256;
+/// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
+const MAX_DISCARD: u32 = 128 << 20;
+/// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
+const ZEROES: usize = 64 << 10;
+
+#[repr(align(4096))]
+struct Zeroes([u8; ZEROES]);
+static ZERO_BLOCK: Zeroes = Zeroes([0; ZEROES]);
+
+/// The options, as the VM file gives them.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// Open it for reading and share it.
+    pub read_only: bool,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Flushes do nothing.
+    pub skip_flush: bool,
+    /// Bypass the page cache.
+    pub direct: bool,
+    /// Punch holes.
+    pub discard: bool,
+}
+
+/// An open, locked image.
+pub struct Image {
+    file: File,
+    path: PathBuf,
+    info: BlockInfo,
+    skip_flush: bool,
+    /// Alignment that direct I/O wants of addresses and lengths.
+    direct: Option<usize>,
+    discard: bool,
+    in_memory: bool,
+    /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success.
+    flush_failed: AtomicBool,
+}
+
+impl Image {
+    /// Opens, locks and measures the image.
+    ///
+    /// # Errors
+    /// What is wrong with the file or the options, and what to do.
+    pub fn open(settings: &Settings) -> Result<Self> {
+        let (path, block) = (settings.path.as_path(), settings.block_size);
+        ensure!(
+            block.is_power_of_two() && (512..=65536).contains(&block),
+            "`block_size` is {block}; use a power of two from 512 to 65536"
+        );
+        let is_device = check_kind(path)?;
+        let file = open(path, settings)?;
+        take_lock(&file, path, settings.read_only)?;
+        let bytes = size(&file, path, block)?;
+        let (logical, physical) = block_sizes(&file, is_device)?;
+        ensure!(
+            block.is_multiple_of(logical),
+            "`{}` has blocks of {logical} bytes; set `block_size = {logical}`",
+            path.display()
+        );
+        let direct = if settings.direct {
+            Some(direct_alignment(file.as_fd(), path, block)?)
+        } else {
+            None
+        };
+        let discard =
+            settings.discard && !settings.read_only && system::can_punch(file.as_fd(), bytes);
+        let mut features = 0;
+        for (bit, on) in [
+            (BLOCK_READ_ONLY, settings.read_only),
+            (BLOCK_WRITE_ZEROES, !settings.read_only),
+            (BLOCK_DISCARD, discard),
+            (
+                BLOCK_VOLATILE_CACHE,
+                !settings.read_only && !settings.skip_flush,
+            ),
+        ] {
+            features |= if on { bit } else { 0 };
+        }
+        let info = BlockInfo {
+            bytes,
+            logical: block,
+            physical: physical.clamp(block, block.max(65536)),
+            features,
+            max_segments: MAX_SEGMENTS,
+            alignment: 1,
+            max_discard: if settings.read_only { 0 } else { MAX_DISCARD },
+        };
+        Ok(Self {
+            in_memory: !is_device && system::in_memory(file.as_fd()),
+            file,
+            path: path.to_owned(),
+            info,
+            skip_flush: settings.skip_flush,
+            direct,
+            discard,
+            flush_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Size, units, features.
+    pub fn info(&self) -> BlockInfo {
+        self.info
+    }
+
+    /// The file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether nothing ever waits for the file.
+    pub fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Whether transfers go through the page cache.
+    pub fn buffered(&self) -> bool {
+        self.direct.is_none()
+    }
+
+    /// Whether flushes are to be dropped.
+    pub fn skips_flush(&self) -> bool {
+        self.skip_flush
+    }
+
+    /// Whether a request that may free space (`unmap`) is to do so.
+    pub fn frees(&self, unmap: bool) -> bool {
+        unmap && self.discard
+    }
+
+    /// Whether direct I/O can't take the list as it is.
+    pub fn misaligned(&self, list: &[GuestSlice]) -> bool {
+        self.direct.is_some_and(|unit| {
+            let fits = |s: &GuestSlice| (s.as_ptr() as usize | s.len()).is_multiple_of(unit);
+            !list.iter().all(fits)
+        })
+    }
+
+    /// Does an operation that fits [`Image::info`], as far as it has not been done: the first `done` bytes have been
+    /// transferred already. 0 or `-errno`.
+    pub fn perform(
+        &self,
+        op: BlockOp,
+        offset: u64,
+        len: u64,
+        list: &[GuestSlice],
+        done: usize,
+    ) -> i32 {
+        match op {
+            BlockOp::Read => self.transfer(Direction::Read, offset, list, done),
+            BlockOp::Write { fua } => match self.transfer(Direction::Write, offset, list, done) {
+                0 if fua => self.flush(),
+                code => code,
+            },
+            BlockOp::Flush => self.flush(),
+            BlockOp::Discard => system::punch(self.fd(), offset, len),
+            BlockOp::WriteZeroes { unmap } => self.write_zeroes(offset, len, unmap),
+        }
+    }
+
+    fn transfer(&self, way: Direction, offset: u64, list: &[GuestSlice], done: usize) -> i32 {
+        match self.direct {
+            Some(unit) if self.misaligned(list) => bounced(self.fd(), way, offset, list, unit),
+            _ => transfer(self.fd(), way, offset + done as u64, list, done),
+        }
+    }
+
+    /// Waits until what has been written is on stable storage.
+    fn flush(&self) -> i32 {
+        if self.skip_flush {
+            return 0;
+        }
+        let code = loop {
+            match rustix::fs::fdatasync(self.fd()) {
+                Ok(()) => break 0,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => break -error.raw_os_error(),
+            }
+        };
+        self.flushed(code)
+    }
+
+    /// What to answer to a flush whose system call has given `code`. After one failure all fail: what was lost then can't come
+    /// back, so no later flush may claim that all earlier writes are safe.
+    pub fn flushed(&self, code: i32) -> i32 {
+        if code < 0 && !self.flush_failed.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "`{}`: flush failed: {}; data the guest has written may be lost, so every flush fails from now on",
+                self.path.display(),
+                io::Error::from_raw_os_error(-code)
+            );
+        }
+        if code == 0 && self.flush_failed.load(Ordering::Acquire) {
+            return -libc::EIO;
+        }
+        code
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> i32 {
+        if self.frees(unmap) && system::punch(self.fd(), offset, len) == 0 {
+            return 0;
+        }
+        match system::zero(self.fd(), offset, len) {
+            // A device may want larger units than a block; writing works always.
+            code if code == -libc::ENOTSUP || code == -libc::EINVAL => {
+                self.store_zeroes(offset, len)
+            }
+            code => code,
+        }
+    }
+
+    fn store_zeroes(&self, offset: u64, len: u64) -> i32 {
+        let mut done = 0;
+        while done < len {
+            let piece = usize::try_from(len - done).map_or(ZEROES, |left| left.min(ZEROES));
+            match rustix::io::pwrite(self.fd(), &ZERO_BLOCK.0[..piece], offset + done) {
+                Ok(0) => return -libc::EIO,
+                Ok(written) => done += written as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return -error.raw_os_error(),
+            }
+        }
+        0
+    }
+}
+
+/// Whether it is a block device; an error if it is neither that nor a file. Asked before open, which may wait for a FIFO.
+fn check_kind(path: &Path) -> Result<bool> {
+    let kind = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| {
+                format!(
+                    "no disk image at `{0}`; mend `path`, or make an empty image: truncate -s 1G '{0}'",
+                    path.display()
+                )
+            });
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot look at `{}`", path.display()));
+        }
+    };
+    if kind.is_dir() {
+        bail!(
+            "`{}` is a directory; `path` has to name an image file or a block device",
+            path.display()
+        );
+    }
+    ensure!(
+        kind.is_file() || kind.is_block_device(),
+        "`{}` is neither a file nor a block device",
+        path.display()
+    );
+    Ok(kind.is_block_device())
+}
+
+fn open(path: &Path, settings: &Settings) -> Result<File> {
+    let mut flags = OFlags::CLOEXEC;
+    if settings.direct {
+        flags |= system::direct_flags()?;
+    }
+    let access = if settings.read_only {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    };
+    let error = match rustix::fs::open(path, flags | access, Mode::empty()) {
+        Ok(file) => return Ok(file.into()),
+        Err(error) => error,
+    };
+    let name = path.display();
+    let readable =
+        || rustix::fs::open(path, OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty()).is_ok();
+    let advice = match error {
+        rustix::io::Errno::INVAL if settings.direct => {
+            format!("the filesystem of `{name}` has no direct I/O; remove `direct`")
+        }
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS
+            if !settings.read_only && readable() =>
+        {
+            format!(
+                "`{name}` can't be written to; set `read_only = true`, or allow it: chmod u+w '{name}'"
+            )
+        }
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
+            format!("no permission to open `{name}`; run as its owner, or change its mode or group")
+        }
+        _ => format!("cannot open `{name}`"),
+    };
+    Err(io::Error::from(error)).context(advice)
+}
+
+fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
+    let name = path.display();
+    match lock(file.as_fd(), !read_only) {
+        Ok(()) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            let advice = if read_only {
+                format!(
+                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
+                )
+            } else {
+                format!(
+                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
+                )
+            };
+            Err(anyhow!(error).context(advice))
+        }
+        Err(error) => {
+            log::warn!(
+                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Bytes in the image.
+fn size(file: &File, path: &Path, block: u32) -> Result<u64> {
+    let name = path.display();
+    let bytes = rustix::fs::seek(file, SeekFrom::End(0))
+        .with_context(|| format!("cannot find the size of `{name}`"))?;
+    ensure!(
+        bytes > 0,
+        "`{name}` is empty; give it a size: truncate -s 1G '{name}'"
+    );
+    let surplus = bytes % u64::from(block);
+    ensure!(
+        surplus == 0,
+        "`{name}` has {bytes} bytes, {surplus} more than a multiple of `block_size` ({block}): it may be cut short or no raw image; to pad it with zeroes: truncate -s {} '{name}'",
+        bytes - surplus + u64::from(block)
+    );
+    Ok(bytes)
+}
+
+/// Logical and physical block size.
+fn block_sizes(file: &File, is_device: bool) -> Result<(u32, u32)> {
+    if is_device && let Some(sizes) = system::device_blocks(file.as_fd()) {
+        return Ok(sizes);
+    }
+    let stat = rustix::fs::fstat(file)?;
+    let preferred = u32::try_from(stat.st_blksize).unwrap_or(4096);
+    Ok((
+        512,
+        if preferred.is_power_of_two() {
+            preferred
+        } else {
+            4096
+        },
+    ))
+}
+
+/// Alignment for direct I/O; an error if blocks are too small for it.
+fn direct_alignment(file: BorrowedFd<'_>, path: &Path, block: u32) -> Result<usize> {
+    let (memory, offset) = system::direct_alignment(file).unwrap_or((block, block));
+    ensure!(
+        offset > 0,
+        "the filesystem of `{}` has no direct I/O; remove `direct`",
+        path.display()
+    );
+    ensure!(
+        block.is_multiple_of(offset),
+        "direct I/O on `{}` needs blocks of {offset} bytes; set `block_size = {offset}` or remove `direct`",
+        path.display()
+    );
+    Ok(memory.max(offset) as usize)
+}
