@@ -39,6 +39,7 @@
 //! freezes the process: a segmentation fault, stack overflow, `abort`, a panic while panicking, `panic = "abort"`, deadlock.
 
 mod block;
+mod buffer;
 mod chardev;
 mod device;
 mod eventfd;
@@ -49,6 +50,7 @@ mod iface;
 mod log_bridge;
 mod memory;
 mod options;
+mod queue;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -65,6 +67,7 @@ pub use eventfd::EventFd;
 pub use host::{Counter, Doorbell, Events, Host, Interrupt};
 pub use memory::{GuestMemory, GuestSlice, MemoryError};
 pub use options::Options;
+pub use queue::{Chain, Queue, QueueConfig, QueueError};
 pub use vmm_abi as abi;
 
 #[doc(hidden)]

@@ -11,6 +11,7 @@
 //! The test plays the guest (register access, memory) and the I/O thread ([`FakeHost::poll`]), so what happens is in its hands.
 //! What a host lends for the life of the process (memory, interrupt descriptors) is leaked here as well.
 
+mod driver;
 mod instance;
 mod memory;
 mod object;
@@ -23,6 +24,7 @@ use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE, Root};
 use crate::{GuestMemory, Result};
 use instance::Instance;
 use memory::Ram;
+pub use driver::{Buffer, DriverQueue, VirtioDriver};
 pub use object::{Backend, FakeDevice, Value};
 
 /// A host that lends memory, interrupts, doorbells, events and the rest, and records what a plugin does with them.

@@ -397,6 +397,12 @@ impl FakeDevice {
         self.instance().msix.store(on, Ordering::Relaxed);
     }
 
+    /// Whether MSI-X is enabled.
+    #[must_use]
+    pub fn msix_enabled(&self) -> bool {
+        self.instance().msix.load(Ordering::Relaxed)
+    }
+
     /// Lets the host answer "not on this machine" to doorbells bound from now on.
     pub fn refuse_doorbells(&self) {
         self.instance()
