@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// What the guest's disk has beside busybox: lspci and the libraries it needs.
+/// Where the programs of the guest's disk come from, with the libraries they need.
 const GUEST_PACKAGES: &[&str] = &[
     "busybox-static",
     "pciutils",
@@ -23,6 +23,19 @@ const GUEST_PACKAGES: &[&str] = &[
     "libssl3",
     "libzstd1",
     "libc6",
+    "e2fsprogs",
+    "libext2fs2",
+    "libcom-err2",
+    "libblkid1",
+    "libuuid1",
+    "util-linux",
+];
+/// Programs of the guest's disk beside busybox.
+const GUEST_PROGRAMS: &[&str] = &[
+    "usr/bin/lspci",
+    "sbin/mke2fs",
+    "sbin/e2fsck",
+    "sbin/blkdiscard",
 ];
 /// Modules of the guest's initrd, in the order of loading.
 const GUEST_MODULES: &[&str] = &[
@@ -195,10 +208,9 @@ impl Lab {
             fs::create_dir_all(tree.join(name))?;
         }
         symlink("lib", tree.join("lib64"))?;
-        copy_executable(
-            &self.unpacked.join("usr/bin/lspci"),
-            &tree.join("usr/bin/lspci"),
-        )?;
+        for program in GUEST_PROGRAMS {
+            copy_executable(&self.unpacked.join(program), &tree.join(program))?;
+        }
         copy(
             &self.unpacked.join("usr/share/misc/pci.ids"),
             &tree.join("usr/share/misc/pci.ids"),

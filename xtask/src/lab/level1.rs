@@ -93,42 +93,54 @@ pub fn interactive(lab: &Lab, job: &Job) -> Result<bool> {
     Ok(command.status().context("cannot run QEMU")?.success())
 }
 
-/// Boots the guest under QEMU's own devices and shows the kernel's warnings there.
+/// Boots the guest's jobs under QEMU's own devices: shows the kernel's warnings there, and that
+/// the checks themselves are right.
 pub fn reference(lab: &Lab) -> Result<bool> {
-    let disk = lab.directory.join("reference.img");
-    std::fs::copy(&lab.root, &disk).context("cannot copy the root disk")?;
-    let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
-    command
-        .args([
-            "-accel",
-            "tcg",
-            "-machine",
-            "pc",
-            "-m",
-            "256",
-            "-smp",
-            "1",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ])
-        .args([
-            "-display", "none", "-serial", "stdio", "-monitor", "none", "-vga", "none",
-        ])
-        .arg("-kernel")
-        .arg(&lab.vmlinuz)
-        .arg("-initrd")
-        .arg(&lab.initrd)
-        .args([
-            "-append",
-            "console=ttyS0 root=/dev/vda rw panic=-1 lab.do=check lab.cpus=1",
-        ])
-        .arg("-drive")
-        .arg(format!(
-            "if=none,id=root,format=raw,file={}",
-            disk.display()
-        ))
-        .args(["-device", "virtio-blk-pci,drive=root,addr=4"]);
-    let outcome = process::bounded(&mut command, Duration::from_secs(120), true)?;
-    Ok(outcome.output.contains("GUEST-DONE 0"))
+    let mut good = true;
+    for job in ["check", "disks"] {
+        let disk = lab.directory.join("reference.img");
+        std::fs::copy(&lab.root, &disk).context("cannot copy the root disk")?;
+        let scratch = lab.directory.join("reference-scratch.img");
+        std::fs::File::create(&scratch)?.set_len(16 << 20)?;
+        let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
+        command
+            .args([
+                "-accel",
+                "tcg",
+                "-machine",
+                "pc",
+                "-m",
+                "256",
+                "-smp",
+                "1",
+                "-no-reboot",
+            ])
+            .args([
+                "-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none",
+            ])
+            .args(["-vga", "none", "-kernel"])
+            .arg(&lab.vmlinuz)
+            .arg("-initrd")
+            .arg(&lab.initrd)
+            .arg("-append")
+            .arg(format!(
+                "console=ttyS0 root=/dev/vda rw panic=-1 lab.do={job} lab.cpus=1"
+            ));
+        for (slot, file, more) in [
+            (4, &disk, ""),
+            (5, &lab.vmlinuz, ",readonly=on"),
+            (6, &scratch, ",discard=unmap"),
+        ] {
+            let file = file.display();
+            command
+                .arg("-drive")
+                .arg(format!("if=none,id=d{slot},format=raw,file={file}{more}"));
+            command
+                .arg("-device")
+                .arg(format!("virtio-blk-pci,drive=d{slot},addr={slot}"));
+        }
+        let outcome = process::bounded(&mut command, Duration::from_secs(120), true)?;
+        good &= outcome.output.contains("GUEST-DONE 0");
+    }
+    Ok(good)
 }

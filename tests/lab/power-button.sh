@@ -1,0 +1,18 @@
+# SIGTERM to vmm-host is the guest's power button: the guest hears it and powers off by itself.
+# lab: sees GUEST-BUTTON
+# lab: sees GUEST-DONE 0
+rm -f root.img
+gunzip -c root.img.gz >root.img
+vmm-host wait-power-button.toml </dev/null >/tmp/console 2>&1 &
+host=$!
+tries=0
+until grep -q GUEST-WAITING /tmp/console || [ $tries = 60 ]; do
+    sleep 1
+    tries=$((tries + 1))
+done
+kill -TERM $host
+(sleep 30; kill -KILL $host) &
+wait $host
+code=$?
+cat /tmp/console
+exit $code
