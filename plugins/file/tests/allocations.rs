@@ -1,0 +1,87 @@
+//! Requests allocate nothing.
+
+#![allow(clippy::expect_used, unsafe_code)] // tests; a global allocator is unsafe to write
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use support::{MIB, each_mode, wait};
+use vmm_plugin_api::{Batch, BlockDone, BlockOp, BlockQueueHandle};
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: hands every call on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|c| c.set(c.get() + 1));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// As `support::run`, without its map.
+fn finish(queue: &mut BlockQueueHandle, batch: &mut Batch) {
+    let mut done = [BlockDone::default(); 64];
+    let mut left = batch.len();
+    while !batch.is_empty() || left > 0 {
+        queue.submit(batch);
+        let count = queue.reap(&mut done);
+        left -= count;
+        assert!(done[..count].iter().all(|d| d.result == 0));
+        if left > 0 && count == 0 {
+            wait(queue);
+        }
+    }
+}
+
+#[test]
+fn batches_of_reads_and_writes_allocate_nothing() {
+    each_mode(|setup| {
+        let backend = setup.open(&setup.image("disk", MIB), &[]);
+        let mut queue = backend
+            .as_block()
+            .expect("block")
+            .open_queue(64)
+            .expect("queue");
+        let slice = setup.host.memory().writable(0, 4096).expect("RAM");
+        let list = vec![slice.part(0, 512); 8];
+        let mut batch = Batch::default();
+        let mut round = || {
+            for i in 0..32 {
+                let op = if i % 2 == 0 {
+                    BlockOp::Read
+                } else {
+                    BlockOp::Write { fua: i == 31 }
+                };
+                batch.transfer(i, op, i * 4096, &list);
+            }
+            finish(&mut queue, &mut batch);
+            batch.transfer(0, BlockOp::Read, 0, &list);
+            finish(&mut queue, &mut batch);
+        };
+        round();
+        let before = COUNT.get();
+        for _ in 0..50 {
+            round();
+        }
+        assert_eq!(
+            COUNT.get() - before,
+            0,
+            "{:?}: allocations in 1650 requests",
+            setup.mode
+        );
+    });
+}
