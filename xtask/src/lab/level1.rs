@@ -3,7 +3,7 @@
 use super::{Job, Lab, Mode};
 use crate::report::Report;
 use crate::{packages, process};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Duration;
 
@@ -95,8 +95,7 @@ pub fn interactive(lab: &Lab, job: &Job) -> Result<bool> {
 
 /// Boots the guest's jobs under QEMU's own devices: shows the kernel's warnings there, and that
 /// the checks themselves are right.
-pub fn reference(lab: &Lab) -> Result<bool> {
-    let mut good = true;
+pub fn reference(lab: &Lab, show: bool) -> Result<()> {
     for job in ["check", "disks"] {
         let disk = lab.directory.join("reference.img");
         std::fs::copy(&lab.root, &disk).context("cannot copy the root disk")?;
@@ -139,8 +138,15 @@ pub fn reference(lab: &Lab) -> Result<bool> {
                 .arg("-device")
                 .arg(format!("virtio-blk-pci,drive=d{slot},addr={slot}"));
         }
-        let outcome = process::bounded(&mut command, Duration::from_secs(120), true)?;
-        good &= outcome.output.contains("GUEST-DONE 0");
+        let outcome = process::bounded(&mut command, Duration::from_secs(120), show)?;
+        if !outcome.output.contains("GUEST-DONE 0") {
+            bail!(
+                "{job}: {}; the end of its console:
+{}",
+                outcome.ending(),
+                outcome.tail(40)
+            );
+        }
     }
-    Ok(good)
+    Ok(())
 }
