@@ -140,6 +140,9 @@ impl Mapping {
 
     #[cfg(target_os = "linux")]
     fn advise_huge(&self) {
+        if log::log_enabled!(log::Level::Debug) {
+            hint_at_huge_pages();
+        }
         // SAFETY: the range is ours, and this advice changes only what backs it. A kernel without transparent huge
         // pages refuses it, which costs speed alone.
         let _ = unsafe {
@@ -201,4 +204,15 @@ unsafe fn unmap(start: *mut u8, len: usize) {
 
 fn no_reserve() -> MapFlags {
     MapFlags::NORESERVE
+}
+
+/// Advice counts only where the system lets shared memory have huge pages, and by default it doesn't.
+#[cfg(target_os = "linux")]
+fn hint_at_huge_pages() {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+    if std::fs::read_to_string(SETTING).is_ok_and(|text| text.contains("[never]")) {
+        log::debug!(
+            "Guest memory has small pages, which costs the guest speed: \"echo advise > {SETTING}\" helps"
+        );
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::hypervisor::tests::{at_entry, guest, vm};
-use crate::hypervisor::{Backend, Vm};
+use crate::hypervisor::{Backend, DescriptorTable, Registers, Segment, Vm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,7 +63,10 @@ fn a_spinning_cpu_pauses_resumes_and_stops() {
     let mut rip = 0;
     running
         .set
-        .for_each(|_, vcpu| Ok(rip = vcpu.registers()?.rip))
+        .for_each(|_, vcpu| {
+            rip = vcpu.registers()?.rip;
+            Ok(())
+        })
         .unwrap();
     assert_eq!(rip, 0x1004);
     running
@@ -197,4 +200,55 @@ fn a_device_can_freeze_the_cpu_that_calls_it() {
     set.resume();
     assert_eq!(ports.recv_timeout(PATIENCE), Ok(2));
     set.stop(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_fault_that_nothing_handles_is_a_triple_fault() {
+    let test = "a_fault_that_nothing_handles_is_a_triple_fault";
+    let Some(running) = start(test, &[], 1) else {
+        return;
+    };
+    // Ring 3 with paging and an empty IDT, since some hypervisors interpret ring 0 and retry there for ever.
+    let memory = running._vm.memory();
+    memory.write_object(0x2000, 0x3007u64).unwrap();
+    memory.write_object(0x3000, 0x4007u64).unwrap();
+    memory.write_object(0x4000, 0x0087u64).unwrap();
+    memory.write(0x1000, &[0x0f, 0x0b]).unwrap();
+    let user = |selector, access| Segment {
+        selector,
+        base: 0,
+        limit: 0xffff_ffff,
+        access,
+    };
+    let enter = |_, vcpu: &mut <Backend as Vm>::Vcpu| {
+        let old = vcpu.registers()?;
+        vcpu.set_registers(&Registers {
+            rip: 0x1000,
+            rflags: 2,
+            cs: user(0x23, 0xa0fb),
+            ss: user(0x1b, 0xc0f3),
+            ds: user(0x1b, 0xc0f3),
+            es: user(0x1b, 0xc0f3),
+            tr: Segment {
+                access: 0x8b,
+                ..old.tr
+            },
+            idt: DescriptorTable { base: 0, limit: 0 },
+            cr0: 0x8000_0011,
+            cr3: 0x2000,
+            cr4: 1 << 5,
+            efer: 0x500,
+            ..old
+        })
+    };
+    // It stays parked after its end, until it is told to run again.
+    for _ in 0..2 {
+        running.set.for_each(enter).unwrap();
+        running.set.resume();
+        let event = running.events.recv_timeout(PATIENCE);
+        assert_eq!(event, Ok(VmEvent::TripleFault));
+        running.set.pause(PATIENCE).unwrap();
+        running.set.for_each(|_, vcpu| vcpu.reset()).unwrap();
+    }
+    running.set.stop(PATIENCE).unwrap();
 }

@@ -53,10 +53,10 @@ impl KvmKick {
 
     /// The calling thread runs the vCPU from now on.
     pub fn adopt(&self) {
-        self.thread.store(
-            rustix::thread::gettid().as_raw_nonzero().get(),
-            Ordering::Release,
-        );
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        if self.thread.swap(thread, Ordering::AcqRel) != thread {
+            unblock_signal();
+        }
     }
 
     /// No thread runs the vCPU any more.
@@ -124,4 +124,15 @@ fn install_handler() {
             libc::sigaction(libc::SIGRTMIN(), &action, ptr::null_mut());
         }
     });
+}
+
+/// A host that blocks signals to take them on one thread hands that mask down to the threads it makes.
+fn unblock_signal() {
+    // SAFETY: an all-zero sigset_t is valid and then initialised; only the calling thread's mask changes.
+    unsafe {
+        let mut set: libc::sigset_t = MaybeUninit::zeroed().assume_init();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGRTMIN());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut());
+    }
 }
