@@ -103,51 +103,65 @@ impl Client {
         }
     }
 
-    /// Sends what it has not got yet, as far as it takes it, in turns of [`TURN`]. Gives the bytes that are lost to it because they are
-    /// not kept any more.
+    /// Sends what it has not got yet, as far as it takes it, in turns of [`TURN`]. Gives the bytes that are lost to it because
+    /// they are not kept any more.
     pub(crate) fn send(&mut self, output: &Output) -> u64 {
         let (mut bytes, mut sent, mut lost) = ([0; CHUNK], 0, 0);
         self.blocked = false;
-        while !self.output_ended {
-            if sent >= TURN {
-                self.blocked = true;
-                break;
+        while !self.blocked && !self.output_ended {
+            if !self.notice.is_empty() {
+                let len = self.put(&self.notice);
+                let len = self.note(len);
+                self.notice.drain(..len);
+                continue;
             }
             let copied = output.copy(self.at, &mut bytes);
-            if self.notice.is_empty() && copied.lost > 0 {
-                lost += copied.lost;
-                self.at += copied.lost;
+            if copied.lost > 0 {
                 let text = format!(
                     "\r\n[{} bytes of console output are lost: read too slowly]\r\n",
                     copied.lost
                 );
-                self.notice = text.into_bytes();
+                // The gap ends here only when there is room for the notice: until then it may grow.
+                let len = self.put(text.as_bytes());
+                let len = self.note(len);
+                if len > 0 {
+                    self.notice = text.as_bytes()[len..].to_vec();
+                    self.at += copied.lost;
+                    lost += copied.lost;
+                }
+                continue;
             }
-            let noticing = !self.notice.is_empty();
-            let next = if noticing {
-                &self.notice[..]
-            } else {
-                &bytes[..copied.len]
-            };
-            if next.is_empty() {
+            if copied.len == 0 {
                 break;
             }
-            match write(&self.stream, next) {
-                Ok(len) if noticing => drop(self.notice.drain(..len)),
-                Ok(len) => {
-                    self.at += len as u64;
-                    sent += len;
-                }
-                Err(Errno::AGAIN) => {
-                    self.blocked = true;
-                    break;
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => self.output_ended = true,
-            }
+            let len = self.put(&bytes[..copied.len]);
+            let len = self.note(len);
+            self.at += len as u64;
+            sent += len;
+            self.blocked |= sent >= TURN;
         }
         self.lost += lost;
         lost
+    }
+
+    /// One write, repeated when a signal interrupts it.
+    fn put(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        loop {
+            match write(&self.stream, bytes) {
+                Err(Errno::INTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes note of why a write wrote nothing; gives how much it wrote.
+    fn note(&mut self, written: Result<usize, Errno>) -> usize {
+        match written {
+            Ok(len) => return len,
+            Err(Errno::AGAIN) => self.blocked = true,
+            Err(_) => self.output_ended = true,
+        }
+        0
     }
 
     /// Sends what is left, for as long as the client takes some every tenth of a second and `end` has not come.
