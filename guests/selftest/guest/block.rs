@@ -49,8 +49,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Brings a device into operation with what it offers of the wanted features.
+    /// Brings a device into operation with what it offers of the wanted features, on MSI-X.
     pub fn start(device: Device, wanted: u64, size: u16) -> Result<Self, &'static str> {
+        Disk::start_on(device, wanted, size, true)
+    }
+
+    fn start_on(
+        device: Device,
+        wanted: u64,
+        size: u16,
+        vectors: bool,
+    ) -> Result<Self, &'static str> {
         let offered = device.features();
         let features = offered & (wanted | virtio::F_VERSION_1);
         if !device.negotiate(features) {
@@ -64,9 +73,13 @@ impl Disk {
         if device.queues() < count {
             return Err("the transport has fewer queues than the configuration says");
         }
-        device.route_interrupts(count);
-        if !device.set_config_entry(0) {
-            return Err("the configuration interrupt can't be assigned");
+        if vectors {
+            device.route_interrupts(count);
+            if !device.set_config_entry(0) {
+                return Err("the configuration interrupt can't be assigned");
+            }
+        } else {
+            device.msix.control(false, false);
         }
         let mut queues = [const { None }; 4];
         let mut doorbells = [0; 4];
@@ -75,7 +88,8 @@ impl Disk {
                 size.min(device.queue_size(index)),
                 features & virtio::F_EVENT_INDEX != 0,
             );
-            if !device.enable_queue(index, &queue, index + 1) {
+            let entry = vectors.then_some(index + 1);
+            if !device.enable_queue(index, &queue, entry) {
                 return Err("a queue's registers don't keep their values");
             }
             doorbells[usize::from(index)] = device.doorbell(index);
@@ -98,6 +112,11 @@ impl Disk {
     /// Starts over with other features or another queue size.
     pub fn restart(self, wanted: u64, size: u16) -> Result<Self, &'static str> {
         Disk::start(self.device, wanted, size)
+    }
+
+    /// Starts over with the interrupt line in place of MSI-X.
+    pub fn restart_on_line(self) -> Result<Self, &'static str> {
+        Disk::start_on(self.device, F_FLUSH, 16, false)
     }
 
     pub fn queue(&mut self, index: usize) -> &mut Queue {

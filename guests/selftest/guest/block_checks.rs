@@ -92,7 +92,7 @@ fn one(it: Function) -> Result<(), &'static str> {
     block_transport::legacy(it, data);
     let mut disk = disk.restart(F_FLUSH, 16)?;
     block_faults::masked_interrupts(it, &mut disk, data);
-    block_faults::interrupt_line(it, &mut disk, data);
+    disk = block_faults::interrupt_line(it, disk, data)?;
     block_faults::hostile(it, disk)
 }
 

@@ -44,13 +44,13 @@ pub fn masked_interrupts(it: Function, disk: &mut Disk, data: Dma) {
 }
 
 /// With MSI-X off the device uses its interrupt line, wherever the board routes it.
-pub fn interrupt_line(it: Function, disk: &mut Disk, data: Dma) {
+pub fn interrupt_line(it: Function, disk: Disk, data: Dma) -> Result<Disk, &'static str> {
     // Not the timers (0, 2, 8), the serial ports (3, 4) and the keyboard (1, 12). Edge triggered,
     // so that a line that stays up interrupts once.
     let inputs = || (5..24).filter(|input| ![8, 12].contains(input));
     pci::route_lines();
+    let mut disk = disk.restart_on_line()?;
     let _ = disk.device.isr();
-    disk.device.msix.control(false, false);
     inputs().for_each(|input| interrupts::route(input, INTX));
     let before = interrupts::count(INTX);
     disk.submit(0, 0, IN, 0, &[Buffer::into(data.address(), 512)]);
@@ -77,12 +77,12 @@ pub fn interrupt_line(it: Function, disk: &mut Disk, data: Dma) {
     let _ = disk.device.isr();
     it.disable_line(false);
     inputs().for_each(interrupts::mask);
-    disk.device.msix.control(true, false);
     check!(
         silent,
         "block",
         "{it}: and not at all while the command register forbids it"
     );
+    Ok(disk)
 }
 
 /// Rings no honest driver makes. Each must stop the device, not the machine, and a reset must

@@ -23,6 +23,9 @@ pub const F_EVENT_INDEX: u64 = 1 << 29;
 /// The modern interface.
 pub const F_VERSION_1: u64 = 1 << 32;
 
+/// MSI-X entry "none" (4.1.5.1.2).
+const NO_VECTOR: u16 = 0xffff;
+
 /// A modern device with MSI-X.
 pub struct Device {
     /// Its MSI-X table.
@@ -129,8 +132,9 @@ impl Device {
         read16(self.common + 0x18)
     }
 
-    /// Sets a queue up with an MSI-X entry and enables it; false if a register doesn't keep its value.
-    pub fn enable_queue(&self, index: u16, queue: &Queue, entry: u16) -> bool {
+    /// Sets a queue up, with an MSI-X entry if it uses one, and enables it; false if a register doesn't keep its value.
+    pub fn enable_queue(&self, index: u16, queue: &Queue, entry: Option<u16>) -> bool {
+        let entry = entry.unwrap_or(NO_VECTOR);
         write16(self.common + 0x16, index);
         write16(self.common + 0x18, queue.size);
         write16(self.common + 0x1a, entry);
