@@ -134,7 +134,7 @@ impl Console {
 
     /// Offers new output to all clients, looks after those that waited for room for their input, and lets output gather.
     fn serve(&self, clients: &mut Clients) {
-        clients.seen = self.output.end();
+        let seen = std::mem::replace(&mut clients.seen, self.output.end());
         let tokens: Vec<u64> = clients.by_token.keys().copied().collect();
         for token in tokens {
             let lost = clients
@@ -143,20 +143,16 @@ impl Console {
                 .map_or(0, |c| c.send(&self.output));
             self.settle(clients, token, lost);
         }
-        if clients.gathering || clients.by_token.is_empty() {
+        let silent = clients.seen == seen;
+        if clients.gathering || clients.by_token.is_empty() || silent && self.output.sleep(seen) {
             return;
         }
-        match self
+        let timer = self
             .host
-            .timer(WAKE, Some(self.host.clock().saturating_add(GATHER_NS)))
-        {
+            .timer(WAKE, Some(self.host.clock().saturating_add(GATHER_NS)));
+        match timer {
             Ok(()) => clients.gathering = true,
-            // Without a timer each output wakes the I/O thread.
-            Err(_) => {
-                while !self.output.sleep(clients.seen) {
-                    clients.seen = self.output.end();
-                }
-            }
+            Err(error) => self.host.fault("timer", &format!("{error:#}")),
         }
     }
 
