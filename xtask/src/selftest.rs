@@ -269,6 +269,63 @@ fn durable() -> Result<()> {
     Ok(())
 }
 
+/// A disk image whose file system is full: the guest sees I/O errors, the host lives.
+fn full_disk(report: &mut Report) {
+    const NAME: &str = "guest: a full file system is an I/O error in the guest";
+    let run = || -> Result<Option<Outcome>> {
+        let vm = Vm::new("mode=fill")?;
+        let mount = vm.path().join("small");
+        fs::create_dir(&mount)?;
+        let image = mount.join("disk.img");
+        let vm = vm.disk(
+            4,
+            &format!("type = \"file\"\npath = \"{}\"", image.display()),
+        );
+        let inner = vm.command()?;
+        let file = inner.get_args().next().unwrap_or_default();
+        // A mount of our own that ends with the process; root or a user namespace may make it.
+        let mut command = Command::new("unshare");
+        command.args(if rustix::process::geteuid().is_root() {
+            ["-m"].as_slice()
+        } else {
+            &["-r", "-m"]
+        });
+        command.args(["sh", "-c"]);
+        command.arg("mount -t tmpfs -o size=4m small \"$1\" || exit 77; truncate -s 16M \"$1/disk.img\"; exec \"$2\" \"$3\"");
+        command
+            .arg("sh")
+            .arg(&mount)
+            .arg(inner.get_program())
+            .arg(file)
+            .current_dir(vm.path());
+        let outcome = process::bounded(&mut command, PATIENCE, false)?;
+        Ok(
+            (outcome.code() != Some(77) && !outcome.output.contains("unshare failed"))
+                .then_some(outcome),
+        )
+    };
+    match run() {
+        Ok(None) => report.skip(NAME, "this user may not mount a small file system"),
+        Ok(Some(outcome)) => {
+            let told = outcome
+                .output
+                .lines()
+                .find(|line| line.starts_with("fill: "))
+                .unwrap_or_default()
+                .to_owned();
+            let result = expect(&outcome, 0, &["fill: "]).and_then(|()| {
+                ensure!(
+                    !told.contains(" 0 errors") && !told.contains(" 0 written"),
+                    "the guest says {told:?}"
+                );
+                Ok(())
+            });
+            report.record(NAME, result);
+        }
+        Err(error) => report.fail(NAME, &format!("{error:#}")),
+    }
+}
+
 /// An exit that the hypervisor can't handle is told in words, with registers.
 fn bad_jump() -> Result<()> {
     let outcome = Vm::new("mode=bad-jump")?.main("exit_on_reboot = 1").run()?;
@@ -354,7 +411,7 @@ pub fn test(report: &mut Report) {
     }
     let result = checks(report);
     report.record("guest: every check", result);
-    let cases: [Case; 13] = [
+    let cases: [Case; 14] = [
         ("guest: power off ends with exit_on_halt", || {
             ends("mode=poweroff", "exit_on_halt = 5", 5, &["vmm-selftest"])
         }),
@@ -366,6 +423,9 @@ pub fn test(report: &mut Report) {
         }),
         ("guest: triple fault ends with exit_on_reboot", || {
             ends("mode=triple-fault", "exit_on_reboot = 9", 9, &[])
+        }),
+        ("guest: halting for good ends with exit_on_halt", || {
+            ends("mode=halt", "exit_on_halt = 5", 5, &[])
         }),
         ("guest: reboots in place", || {
             ends("mode=reboot-once", "", 0, &["first boot", "second boot"])
@@ -384,4 +444,5 @@ pub fn test(report: &mut Report) {
     for (name, case) in cases {
         report.record(name, case());
     }
+    full_disk(report);
 }
