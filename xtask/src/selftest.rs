@@ -38,7 +38,7 @@ impl Vm {
         self.directory.path()
     }
 
-    /// Adds a line to [main].
+    /// Adds a line to the main table.
     fn main(mut self, line: &str) -> Self {
         self.main.push_str(line);
         self.main.push('\n');
