@@ -10,6 +10,7 @@ mod power_on;
 mod routing;
 mod vcpu;
 
+use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Vm for KvmVm {
     fn create(name: &str, memory: u64) -> Result<Self> {
         let describe = || format!("Cannot create VM {name}");
         let memory = Arc::new(GuestMemory::new(memory).with_context(describe)?);
-        let kvm = open().with_context(describe)?;
+        let kvm = open(c"/dev/kvm").with_context(describe)?;
         let fd = create_vm(&kvm).with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
@@ -198,8 +199,8 @@ impl KvmVm {
     }
 }
 
-fn open() -> Result<Kvm> {
-    let kvm = Kvm::new().map_err(|error| open_error(std::io::Error::from(error)))?;
+fn open(path: &CStr) -> Result<Kvm> {
+    let kvm = Kvm::new_with_path(path).map_err(|error| open_error(std::io::Error::from(error)))?;
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
         bail!(
@@ -285,4 +286,24 @@ fn create_devices(fd: &VmFd) -> Result<()> {
         ..Default::default()
     };
     fd.create_pit2(pit).context("KVM refused the PIT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_kvm_from_opening_comes_with_a_remedy() {
+        let missing = open(c"/nonexistent/kvm").unwrap_err().to_string();
+        assert!(
+            missing.contains("Cannot open /dev/kvm") && missing.contains("modprobe kvm_amd"),
+            "{missing}"
+        );
+        let denied = open_error(std::io::Error::from_raw_os_error(libc::EACCES)).to_string();
+        assert!(denied.contains("adduser USER kvm"), "{denied}");
+        let unloaded = open_error(std::io::Error::from_raw_os_error(libc::ENODEV)).to_string();
+        assert!(unloaded.contains("nested virtualisation"), "{unloaded}");
+        let other = open(c"/dev/null").unwrap_err().to_string();
+        assert!(other.contains("version"), "{other}");
+    }
 }
