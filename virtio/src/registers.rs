@@ -93,7 +93,8 @@ impl Registers {
         self.accepted = 0;
         (self.device_select, self.driver_select, self.queue_select) = (0, 0, 0);
         self.status = 0;
-        self.resetting = (before != 0).then_some(before);
+        // A second reset does not end the wait for the first.
+        self.resetting = self.resetting.or((before != 0).then_some(before));
         for queue in &mut self.queues {
             *queue = QueueRegisters::new(queue.max);
         }

@@ -463,6 +463,16 @@ impl DriverQueue {
         })
     }
 
+    /// A queue of one entry that no device knows, at guest address 0: a stand-in where a test moves queues about.
+    ///
+    /// # Panics
+    /// The fake host has no RAM there.
+    #[must_use]
+    #[allow(clippy::expect_used)] // a mistake of the test
+    pub fn detached(host: &FakeHost) -> Self {
+        Self::new(host.memory(), (0, 0), [0, 16, 32], (0, 1), 0).expect("RAM at address 0")
+    }
+
     /// Writes entry `index` of the descriptor table as given, sensible or not.
     ///
     /// # Panics
