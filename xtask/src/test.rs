@@ -2,7 +2,7 @@
 
 use crate::report::Report;
 use crate::workspace::{self, Profile};
-use crate::{docs, lab, process, selftest};
+use crate::{docs, illumos, lab, process, selftest};
 use anyhow::Result;
 use std::process::Command;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use std::time::Duration;
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only the named parts: fmt, clippy, units, guest, lab, docs
+    /// Only the named parts: fmt, clippy, units, docs, illumos, guest, lab
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-const PARTS: &[&str] = &["fmt", "clippy", "units", "guest", "lab", "docs"];
+const PARTS: &[&str] = &["fmt", "clippy", "units", "docs", "illumos", "guest", "lab"];
 const BUILD: Duration = Duration::from_secs(3600);
 
 /// Runs the parts; true if nothing failed.
@@ -45,6 +45,10 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     if wanted("docs") {
         report.section("documents");
         docs::test(&mut report);
+    }
+    if wanted("illumos") {
+        report.section("illumos");
+        illumos::test(&mut report);
     }
     if (wanted("guest") || wanted("lab"))
         && let Err(error) = workspace::build(Profile::Debug)
