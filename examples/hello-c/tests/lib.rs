@@ -1,0 +1,1 @@
+//! Nothing: the plugin is C, see ../hello.c.
