@@ -128,7 +128,12 @@ pub fn each_mode(test: impl Fn(&Setup) + Sync) {
     }
 }
 
+/// Elsewhere there is no io_uring to forbid.
+#[cfg(not(target_os = "linux"))]
+pub fn forbid_io_uring() {}
+
 /// Makes io_uring_setup fail with EPERM in this thread and its children, as container runtimes do.
+#[cfg(target_os = "linux")]
 pub fn forbid_io_uring() {
     const fn filter(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
         libc::sock_filter {
