@@ -2,7 +2,7 @@
 
 use crate::report::Report;
 use crate::workspace::{self, Profile};
-use crate::{docs, illumos, lab, process, selftest};
+use crate::{docs, illumos, lab, packages, process, selftest};
 use anyhow::Result;
 use std::process::Command;
 use std::time::Duration;
@@ -116,6 +116,31 @@ fn lints(report: &mut Report) {
         "cargo clippy -D warnings",
         process::bounded(&mut command, BUILD, false),
     );
+    guest_lints(report);
+}
+
+/// The guest is no cargo target, so clippy is run on it by hand.
+fn guest_lints(report: &mut Report) {
+    const NAME: &str = "clippy of the guest";
+    if packages::find_program("clippy-driver").is_none() {
+        report.skip(NAME, "clippy-driver is not on the search path");
+        return;
+    }
+    let mut command = Command::new("clippy-driver");
+    command
+        .args([
+            "guests/selftest/guest/main.rs",
+            "--edition",
+            "2024",
+            "--crate-type",
+            "bin",
+        ])
+        .args(["-C", "panic=abort", "--emit=metadata", "-o"])
+        .arg(workspace::target().join("selftest-guest.rmeta"))
+        .args(["-D", "warnings", "-D", "clippy::undocumented_unsafe_blocks"])
+        .env("SELFTEST_VERSION", "0")
+        .current_dir(workspace::root());
+    report.command(NAME, process::bounded(&mut command, BUILD, false));
 }
 
 /// Runs cargo's tests, says what each says, and takes their counts over.

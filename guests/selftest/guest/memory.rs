@@ -198,7 +198,7 @@ impl Dma {
     }
 
     /// Its first bytes, as text up to the first NUL.
-    pub fn text<'a>(self, into: &'a mut [u8]) -> &'a str {
+    pub fn text(self, into: &mut [u8]) -> &str {
         let mut length = 0;
         while length < into.len().min(self.length) {
             match read8(self.address + length as u64) {

@@ -22,6 +22,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// The flags of its descriptor.
+    fn flags(self, more: bool) -> u16 {
+        (if more { NEXT } else { 0 }) | (if self.writable { WRITE } else { 0 })
+    }
+
     /// The device reads it.
     pub fn out(address: u64, length: u32) -> Self {
         Buffer {
@@ -105,8 +110,7 @@ impl Queue {
         let head = self.next_descriptor;
         for (i, buffer) in buffers.iter().enumerate() {
             let index = self.take();
-            let more = i + 1 < buffers.len();
-            let flags = u16::from(more) * NEXT | u16::from(buffer.writable) * WRITE;
+            let flags = buffer.flags(i + 1 < buffers.len());
             self.descriptor(
                 index,
                 buffer.address,
@@ -122,8 +126,7 @@ impl Queue {
     /// The same through a table of its own, which costs one descriptor.
     pub fn add_indirect(&mut self, table: Dma, buffers: &[Buffer]) -> u16 {
         for (i, buffer) in buffers.iter().enumerate() {
-            let more = i + 1 < buffers.len();
-            let flags = u16::from(more) * NEXT | u16::from(buffer.writable) * WRITE;
+            let flags = buffer.flags(i + 1 < buffers.len());
             write_descriptor(
                 table.address() + i as u64 * 16,
                 buffer.address,
