@@ -1,6 +1,6 @@
 //! 16550A serial port: the PC's COM1 to COM4.
 //!
-//! [`Registers`] is the chip without its surroundings, [`Uart`] wires it to ports, interrupt pin and character backend.
+//! `registers::Registers` is the chip without its surroundings, `device::Uart` wires it to ports, interrupt pin and character backend.
 //! The chip follows the PC16550D data sheet (National Semiconductor, June 1995), cited in comments as "PC16550D".
 
 mod device;
@@ -8,8 +8,7 @@ mod fifo;
 mod registers;
 mod state;
 
-pub use device::Uart;
-pub use registers::Registers;
+use device::Uart;
 
 vmm_plugin_api::plugin! {
     manifest: "plugin.toml",
