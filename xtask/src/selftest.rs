@@ -22,6 +22,8 @@ struct Vm {
     main: String,
     tables: String,
     cmdline: String,
+    cpus: u32,
+    memory: &'static str,
 }
 
 impl Vm {
@@ -31,11 +33,19 @@ impl Vm {
             main: String::new(),
             tables: String::new(),
             cmdline: cmdline.to_owned(),
+            cpus: 1,
+            memory: "64",
         })
     }
 
     fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Another size than one processor and 64 MiB.
+    fn size(mut self, cpus: u32, memory: &'static str) -> Self {
+        (self.cpus, self.memory) = (cpus, memory);
+        self
     }
 
     /// Adds a line to the main table.
@@ -69,7 +79,7 @@ impl Vm {
         let file = self.path().join("vm.toml");
         let text = format!(
             "[main]\nname = \"selftest\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\ncmdline = \"{}\"\n{}\n[char_dev.ttya]\ntype = \"stdio\"\n\n{}",
-            self.cmdline, self.main, self.tables
+            self.cpus, self.memory, self.cmdline, self.main, self.tables
         );
         fs::write(&file, text)?;
         let mut command = Command::new(workspace::host(Profile::Debug));
@@ -136,6 +146,21 @@ fn checks(report: &mut Report) -> Result<()> {
         outcome.elapsed.as_secs_f64()
     );
     expect(&outcome, 0, &["PASS "])
+}
+
+/// Memory on both sides of the gap below 4 GiB, and two processors.
+fn large() -> Result<()> {
+    let vm = Vm::new("hello")?
+        .size(2, "\"5G\"")
+        .main("exit_on_reboot = 1")
+        .file_disk(4, "disk.img", "")?;
+    let texts = [
+        "5120 MiB of memory",
+        "up to 0x180000000 can be written",
+        "MADT lists 2 processors",
+        "PASS ",
+    ];
+    expect(&vm.run()?, 0, &texts)
 }
 
 fn ends(cmdline: &str, main: &str, code: i32, texts: &[&str]) -> Result<()> {
@@ -411,7 +436,8 @@ pub fn test(report: &mut Report) {
     }
     let result = checks(report);
     report.record("guest: every check", result);
-    let cases: [Case; 14] = [
+    let cases: [Case; 15] = [
+        ("guest: 5 GiB of memory and two processors", large),
         ("guest: power off ends with exit_on_halt", || {
             ends("mode=poweroff", "exit_on_halt = 5", 5, &["vmm-selftest"])
         }),

@@ -219,3 +219,7 @@ ring3_exception_stack_top:
 .global dma_pool
 dma_pool:
     .skip 4 << 20
+# Page directories for addresses above 4 GiB; their number stands in memory.rs too.
+.global spare_directories
+spare_directories:
+    .skip 8 * 4096

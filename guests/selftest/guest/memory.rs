@@ -11,6 +11,7 @@ unsafe extern "C" {
     static pvh_start_info: u64;
     static pdpt: u64;
     static dma_pool: u8;
+    static spare_directories: u8;
 }
 
 /// Clears what the loader may not have: after a reset in place the last boot's values are there.
@@ -124,7 +125,7 @@ pub fn boot_flag() -> u16 {
 
 /// Makes an address above 4 GiB accessible, uncached, and returns it.
 pub fn map(address: u64) -> u64 {
-    const POOL_PAGES: usize = 8;
+    const DIRECTORIES: usize = 8;
     static USED: AtomicUsize = AtomicUsize::new(0);
     let slot = (address >> 30) as usize;
     if slot < 4 {
@@ -134,8 +135,11 @@ pub fn map(address: u64) -> u64 {
     let table = (&raw const pdpt) as u64 + slot as u64 * 8;
     if read64(table) == 0 {
         let n = USED.fetch_add(1, Ordering::Relaxed);
-        assert!(n < POOL_PAGES, "no page left to map {address:#x}");
-        let directory = dma(4096).address();
+        assert!(
+            n < DIRECTORIES,
+            "no page directory left to map {address:#x}"
+        );
+        let directory = (&raw const spare_directories) as u64 + n as u64 * 4096;
         for i in 0..512u64 {
             write64(directory + i * 8, ((slot as u64) << 30) + (i << 21) + 0xff);
         }

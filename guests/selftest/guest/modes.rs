@@ -118,15 +118,20 @@ fn machine() {
             "{} MiB of memory, below 3 GiB up to {top:#x}",
             ram >> 20
         );
-        let last = (top & !7) - 8;
-        let old = read64(last);
-        write64(last, MARK);
-        check!(
-            read64(last) == MARK,
-            "machine",
-            "its last bytes can be written"
-        );
-        write64(last, old);
+        for (start, length, _) in
+            memory::e820().filter(|(start, _, kind)| *kind == 1 && *start >= 1 << 20)
+        {
+            let end = start + length;
+            let last = memory::map((end & !7) - 8);
+            let old = read64(last);
+            write64(last, MARK);
+            check!(
+                read64(last) == MARK,
+                "machine",
+                "the last bytes of the memory up to {end:#x} can be written"
+            );
+            write64(last, old);
+        }
         nobody();
     }
     board();
