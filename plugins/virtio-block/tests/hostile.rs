@@ -25,8 +25,11 @@ fn wait_needs_reset(disk: &Disk<'_>, what: &str) {
     }
 }
 
-/// Every way to break a queue: a name, and what the driver does.
-fn attacks() -> Vec<(&'static str, fn(&mut DriverQueue, u64))> {
+/// What a driver does to a queue, with a page of guest memory to use.
+type Attack = fn(&mut DriverQueue, u64);
+
+/// Every way to break a queue.
+fn attacks() -> Vec<(&'static str, Attack)> {
     vec![
         ("index outside of the table", |q, _| q.publish(0x7fff)),
         ("a loop", |q, at| {

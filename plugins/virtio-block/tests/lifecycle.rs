@@ -106,7 +106,7 @@ fn queues_work_side_by_side() {
         }
         for i in 0..4 {
             let at = i as usize * 100 * 512;
-            assert!(setup.control.data.lock().unwrap()[at..at + 4096] == pattern(i, 4096)[..]);
+            assert_eq!(setup.control.bytes(at, 4096), pattern(i, 4096));
         }
         assert_eq!(setup.device.counter("writes"), 40);
     }

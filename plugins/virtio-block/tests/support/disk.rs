@@ -37,6 +37,8 @@ pub struct Shape {
     pub info: BlockInfo,
     /// Requests complete on a thread of the backend's instead of in submit.
     pub threaded: bool,
+    /// Requests succeed at once, without data and without allocating.
+    pub null: bool,
 }
 
 impl Default for Shape {
@@ -52,6 +54,7 @@ impl Default for Shape {
                 max_discard: 1 << 20,
             },
             threaded: false,
+            null: false,
         }
     }
 }
@@ -59,7 +62,7 @@ impl Default for Shape {
 /// What the test does to the disk, and what it sees of it.
 pub struct Control {
     shape: Shape,
-    pub data: Mutex<Vec<u8>>,
+    data: Mutex<Vec<u8>>,
     /// Every operation that was carried out: the operation, offset, length, scatter elements.
     pub log: Mutex<Vec<(BlockOp, u64, u64, usize)>>,
     /// While set, a threaded disk completes nothing.
@@ -107,6 +110,10 @@ impl Control {
         while *held {
             held = self.released.wait(held).unwrap();
         }
+    }
+
+    pub fn bytes(&self, offset: usize, len: usize) -> Vec<u8> {
+        self.data.lock().unwrap()[offset..offset + len].to_vec()
     }
 
     pub fn ops(&self) -> Vec<(BlockOp, u64, u64, usize)> {
@@ -177,7 +184,7 @@ impl BlockBackend for TestDisk {
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
             added: Condvar::new(),
-            done: Mutex::default(),
+            done: Mutex::new(VecDeque::with_capacity(depth as usize)),
             event: EventFd::new()?,
         });
         let thread = self.0.shape.threaded.then(|| {
@@ -249,6 +256,11 @@ impl BlockQueue for TestQueue {
         let room = self.control.room.load(Ordering::Relaxed);
         let room = room.min(self.depth - self.busy);
         for request in batch.iter().take(room) {
+            if self.control.shape.null {
+                self.busy += 1;
+                self.shared.finish(request.token(), 0);
+                continue;
+            }
             let job = Job {
                 token: request.token(),
                 op: request.op().unwrap(),
