@@ -78,7 +78,7 @@ impl Vm {
     fn command(&self) -> Result<Command> {
         let file = self.path().join("vm.toml");
         let text = format!(
-            "[main]\nname = \"selftest\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\ncmdline = \"{}\"\n{}\n[char_dev.ttya]\ntype = \"stdio\"\n\n{}",
+            "[main]\nname = \"selftest\"\ncpus = {}\nmemory = {}\nkernel = \"builtin:selftest\"\ncmdline = \"{}\"\n{}\n[char_dev.ttya]\ntype = \"stdio\"\n\n{}",
             self.cpus, self.memory, self.cmdline, self.main, self.tables
         );
         fs::write(&file, text)?;
