@@ -8,7 +8,8 @@ use rustix::termios::{
     tcgetpgrp, tcsetattr,
 };
 
-/// A terminal in raw mode. Dropping it restores the modes found at first.
+/// A terminal in raw mode. Dropping it restores the modes found at first: the host releases its backends on every orderly end,
+/// and a panic unwinds through here. Only SIGKILL and an abort leave the terminal raw.
 pub(crate) struct RawTerminal {
     fd: BorrowedFd<'static>,
     found: Termios,
