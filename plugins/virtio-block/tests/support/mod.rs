@@ -62,6 +62,16 @@ impl Setup {
         }
     }
 
+    /// A device that has another backend than the test's own.
+    pub fn on(host: FakeHost, device: FakeDevice) -> Self {
+        let (control, _) = Control::new(Shape::default());
+        Self {
+            host,
+            device,
+            control,
+        }
+    }
+
     /// A modern driver with queue 0 of 64 entries and all features.
     pub fn disk(&self) -> Disk<'_> {
         self.disk_with(u64::MAX, 64)

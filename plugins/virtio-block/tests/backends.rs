@@ -1,0 +1,130 @@
+//! The device on the real backends, each from its shared object, with many requests in flight.
+
+#![allow(unsafe_code)] // loads plugins
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::*;
+use vmm_plugin_api::abi::{MAGIC, Root};
+use vmm_plugin_api::testing::{Backend, FakeHost, Value};
+use vmm_plugin_virtio_block::VMM_PLUGIN;
+
+const SECTORS: u64 = 8192;
+
+/// The root of the plugin `name` that cargo has built beside this test. It stays loaded.
+fn plugin(name: &str) -> &'static Root {
+    let test = std::env::current_exe().unwrap();
+    let file = format!(
+        "{}{name}{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
+    let path = test.parent().unwrap().join(file);
+    // SAFETY: our own plugin, whose initialisers do nothing.
+    let library = unsafe { libloading::Library::new(&path) };
+    let library = library.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let library = Box::leak(Box::new(library));
+    // SAFETY: the exported symbol of every plugin is a `Root`.
+    let root: libloading::Symbol<'static, *const Root> =
+        unsafe { library.get(b"VMM_PLUGIN\0") }.unwrap();
+    // SAFETY: as above; the library is never unloaded.
+    let root: &'static Root = unsafe { &**root };
+    assert_eq!(root.magic, MAGIC);
+    root
+}
+
+/// Random reads, writes, flushes and zeroing, up to 32 at a time, compared with a copy kept here.
+fn torture(backend: impl Fn(&FakeHost) -> Backend, queues: u64) {
+    let host = FakeHost::new(64 << 20);
+    let disk = backend(&host);
+    let options = [("block_dev", Value::from(&disk)), ("queues", queues.into())];
+    let device = host
+        .device(&VMM_PLUGIN, "pci-virtio-block", &options)
+        .unwrap();
+    device.start().unwrap();
+    let setup = Setup::on(host, device);
+    let mut disk = setup.disk();
+    let mut copy = vec![0u8; SECTORS as usize * 512];
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |n: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % n
+    };
+    for round in 0..40u64 {
+        // Requests in flight together touch different places: slot `i` owns a part of the disk.
+        let mut flying = BTreeMap::new();
+        for i in 0..1 + below(16) {
+            let first = i * (SECTORS / 16) + below(SECTORS / 16 - 64);
+            let sectors = 1 + below(64);
+            let range = first as usize * 512..(first + sectors) as usize * 512;
+            let pending = match below(6) {
+                0 | 1 => {
+                    let data = pattern(round * 100 + i, range.len());
+                    copy[range.clone()].copy_from_slice(&data);
+                    disk.add(T_OUT, first, &data, 0)
+                }
+                2 => {
+                    copy[range.clone()].fill(0);
+                    let range = support::range(first, sectors as u32, 1);
+                    disk.add(T_WRITE_ZEROES, 0, &range, 0)
+                }
+                3 => disk.add(T_FLUSH, 0, &[], 0),
+                _ => disk.add(T_IN, first, &[], range.len() as u32),
+            };
+            flying.insert(pending.head, (pending, range));
+        }
+        disk.queue.kick(&setup.device);
+        while !flying.is_empty() {
+            let (head, written) = disk.queue.wait(WAIT).expect("a completion");
+            let (pending, range) = flying.remove(&head).expect("a head in flight");
+            assert_eq!(disk.status(&pending), S_OK, "round {round}");
+            assert_eq!(written, pending.len + 1);
+            if pending.len > 0 {
+                let same = disk.bytes(pending.data, pending.len) == copy[range];
+                assert!(same, "round {round}: what was read is what was written");
+            }
+        }
+        if round % 10 == 9 {
+            setup.device.pause().unwrap();
+            setup.device.resume().unwrap();
+        }
+    }
+    for first in (0..SECTORS).step_by(1024) {
+        let all = disk.read(first, 1024 * 512);
+        assert!(all[..] == copy[first as usize * 512..][..1024 * 512]);
+    }
+    assert_eq!(setup.host.faults(), Vec::<String>::new());
+    assert_eq!(setup.device.counter("errors"), 0);
+}
+
+#[test]
+fn memory() {
+    let root = plugin("vmm_plugin_memory");
+    let options: [(&str, Value); 3] = [
+        ("size", (SECTORS * 512).into()),
+        ("block_size", 512u64.into()),
+        ("workers", 4u64.into()),
+    ];
+    torture(|host| host.block(root, "mem-async", &options).unwrap(), 1);
+}
+
+#[test]
+fn file_through_the_page_cache_and_around_it() {
+    let root = plugin("vmm_plugin_file");
+    for direct in [false, true] {
+        let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        image.as_file().set_len(SECTORS * 512).unwrap();
+        let options: [(&str, Value); 5] = [
+            ("path", image.path().to_str().unwrap().into()),
+            ("block_size", 512u64.into()),
+            ("workers", 4u64.into()),
+            ("direct", direct.into()),
+            ("discard", true.into()),
+        ];
+        torture(|host| host.block(root, "file", &options).unwrap(), 2);
+    }
+}
