@@ -12,7 +12,18 @@ use vmm_test_plugin_raw::{Variant, export, manifest, plain, recorded};
 /// The variant.
 pub struct Skewed;
 
-static SKEWED: skewed_abi::IoTable = skewed_abi::IoTable { read, write };
+/// `vmm.io/1` with an offset of 32 bits where the real table has 64.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, abi_stable::StableAbi)]
+pub struct IoTable {
+    /// Its third parameter has another width.
+    pub read: unsafe extern "C" fn(this: *mut c_void, region: u32, offset: u32, width: u32) -> u64,
+    /// As it was.
+    pub write:
+        unsafe extern "C" fn(this: *mut c_void, region: u32, offset: u64, width: u32, value: u64),
+}
+
+static SKEWED: IoTable = IoTable { read, write };
 
 /// Ends the process: the host has called a function whose parameters it can't know.
 unsafe extern "C" fn read(_this: *mut c_void, _region: u32, _offset: u32, _width: u32) -> u64 {

@@ -6,7 +6,7 @@ use abi_stable::abi_stability::check_layout_compatibility;
 #[test]
 fn the_records_differ_in_one_parameter() {
     let ours = <vmm_abi::device::IoTable as StableAbi>::LAYOUT;
-    let theirs = <skewed_abi::IoTable as StableAbi>::LAYOUT;
+    let theirs = <vmm_test_plugin_skewed::IoTable as StableAbi>::LAYOUT;
     check_layout_compatibility(ours, ours).expect("the same table");
     let error = check_layout_compatibility(ours, theirs)
         .expect_err("another table")
