@@ -184,7 +184,7 @@ fn echo() -> Result<()> {
 
 /// A paste larger than any buffer on its way arrives complete.
 fn paste() -> Result<()> {
-    const BYTES: usize = 256 * 1024;
+    const BYTES: usize = 128 * 1024;
     let mut running = Vm::new("mode=sum-input")?.start_kept()?;
     ensure!(
         running.1.wait_for("ready", PATIENCE),
@@ -205,7 +205,7 @@ fn paste() -> Result<()> {
 }
 
 fn flood() -> Result<()> {
-    let outcome = Vm::new("mode=flood bytes=1000000")?.run()?;
+    let outcome = Vm::new("mode=flood bytes=200000")?.run()?;
     expect(&outcome, 0, &["end after "])?;
     let mut next = 0u64;
     for number in outcome
@@ -461,7 +461,7 @@ pub fn test(report: &mut Report) {
         }),
         ("guest: an exit nobody can handle is explained", bad_jump),
         ("guest: console input and output", echo),
-        ("guest: a paste of 256 KiB arrives complete", paste),
+        ("guest: a paste of 128 KiB arrives complete", paste),
         ("guest: a flood of output arrives complete", flood),
         ("guest: SIGTERM is the power button", power_button),
         ("guest: a second signal stops at once", second_signal),
