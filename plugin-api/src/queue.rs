@@ -494,5 +494,6 @@ fn read_descriptor(table: GuestSlice, index: u16) -> Descriptor {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

@@ -1,6 +1,7 @@
 //! The device on the real backends, each from its shared object, with many requests in flight.
 
 #![allow(unsafe_code)] // loads plugins
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
