@@ -75,6 +75,21 @@ enum Engine {
     Pool(Pool),
 }
 
+impl Engine {
+    /// Reads what is in the page cache; `None` when somebody has to wait for the disk.
+    #[cfg(target_os = "linux")]
+    fn read_cached(&self, image: &Image, request: &BlockRequest) -> Option<i32> {
+        let kernel = matches!(self, Self::Uring(_));
+        (kernel && crate::uring::read_cached(image, request)).then_some(0)
+    }
+
+    /// No other system says what is there.
+    #[cfg(not(target_os = "linux"))]
+    fn read_cached(&self, _image: &Image, _request: &BlockRequest) -> Option<i32> {
+        None
+    }
+}
+
 /// A queue on a disk in a file. Dropping it waits for what is in flight.
 pub struct FileQueue {
     image: Arc<Image>,
@@ -126,22 +141,15 @@ impl FileQueue {
             _ if matches!(self.engine, Engine::Inline) || self.image.misaligned(list) => true,
             // A write to the page cache is a copy; io_uring would hand it to a kernel thread on most filesystems.
             BlockOp::Write { fua: false } => self.image.buffered(),
-            BlockOp::Read if alone && self.image.buffered() => return self.read_cached(request),
+            BlockOp::Read if alone && self.image.buffered() => {
+                return self.engine.read_cached(&self.image, request);
+            }
             _ => false,
         };
         done.then(|| {
             self.image
                 .perform(op, request.offset(), request.len(), list, 0)
         })
-    }
-
-    /// Reads what is in the page cache; `None` when the engine has to wait for the disk.
-    fn read_cached(&self, request: &BlockRequest) -> Option<i32> {
-        match &self.engine {
-            #[cfg(target_os = "linux")]
-            Engine::Uring(_) => crate::uring::read_cached(&self.image, request).then_some(0),
-            _ => None,
-        }
     }
 }
 
