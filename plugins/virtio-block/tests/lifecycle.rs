@@ -32,11 +32,14 @@ fn one_interrupt_for_a_batch_and_none_that_is_not_wanted() {
         let mut disk = setup.disk_with(features, 64);
         disk.queue.want_interrupt(None);
         disk.write(0, &[1; 512]);
+        // Added while nothing looks at the queue, so that they are one batch.
+        setup.device.pause().unwrap();
         disk.queue.want_interrupt(Some(0));
         let pending: Vec<_> = (0..16).map(|i| disk.add(T_IN, i, &[], 512)).collect();
         assert_eq!(setup.device.interrupts(0), 0);
         let submits = setup.control.submits.load(Ordering::Relaxed);
         assert!(disk.queue.kick(&setup.device), "the device wants to know");
+        setup.device.resume().unwrap();
         for _ in &pending {
             assert!(disk.queue.wait(WAIT).is_some());
         }
