@@ -1,18 +1,4 @@
 //! The guest driver's side of virtio-pci (virtio 1.2 sections 2.7, 3.1 and 4.1), to test any virtio device without a guest.
-//!
-//! ```ignore
-//! let mut driver = VirtioDriver::modern(&host, &dev)?;
-//! let features = driver.negotiate(u64::MAX)?;
-//! let mut queue = driver.queue(0, 64, 0)?;          // queue 0, 64 entries, MSI-X vector 0
-//! driver.ready()?;
-//! let data = driver.allocate(512, 512);
-//! queue.add(&[Buffer::readable(header, 16), Buffer::writable(data, 512), Buffer::writable(status, 1)]);
-//! queue.kick(&dev);
-//! let (head, written) = queue.wait(Duration::from_secs(5)).expect("the device answers");
-//! ```
-//!
-//! Everything a driver may do wrong can be done: [`DriverQueue::set_descriptor`] and [`DriverQueue::publish`] write
-//! whatever they are given. Rings and buffers come from the low part of the fake host's RAM, from 64 KiB on.
 
 mod ring;
 
@@ -53,7 +39,22 @@ enum Layout {
     },
 }
 
-/// A driver that has found its device.
+/// The guest driver's side of any virtio-pci device.
+///
+/// ```ignore
+/// let mut driver = VirtioDriver::modern(&host, &device)?;
+/// let features = driver.negotiate(u64::MAX)?;
+/// let mut queue = driver.queue(0, 64, 0)?; // queue 0 with 64 entries and MSI-X vector 0
+/// driver.ready()?;
+/// let data = driver.allocate(512, 512);
+/// queue.add(&[Buffer::readable(header, 16), Buffer::writable(data, 512), Buffer::writable(status, 1)]);
+/// queue.kick(&device);
+/// let (head, written) = queue.wait(Duration::from_secs(5)).expect("the device answers");
+/// assert_eq!(device.interrupts(0), 1);
+/// ```
+///
+/// Everything that a driver may do wrong can be done: [`DriverQueue::set_descriptor`] and [`DriverQueue::publish`] write
+/// whatever they are given. Rings and buffers come from the fake host's RAM, from guest address 64 KiB up.
 pub struct VirtioDriver<'a> {
     device: &'a FakeDevice,
     memory: GuestMemory,
