@@ -20,7 +20,10 @@ fn finish(queue: &mut BlockQueueHandle, batch: &mut Batch) {
         left -= count;
         if left > 0 && count == 0 {
             let fd = queue.fd().expect("descriptor");
-            let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+            let mut fds = [rustix::event::PollFd::new(
+                &fd,
+                rustix::event::PollFlags::IN,
+            )];
             rustix::event::poll(&mut fds, None).expect("poll");
             queue.drain();
         }
@@ -49,7 +52,11 @@ fn main() {
                 continue;
             }
         };
-        let mut queue = backend.as_block().expect("block").open_queue(64).expect("queue");
+        let mut queue = backend
+            .as_block()
+            .expect("block")
+            .open_queue(64)
+            .expect("queue");
         for (name, op, len) in [
             ("4 KiB read", BlockOp::Read, 4096u64),
             ("4 KiB write", BlockOp::Write { fua: false }, 4096),
@@ -69,7 +76,9 @@ fn main() {
                     finish(&mut queue, &mut batch);
                     best = best.min(start.elapsed().as_nanos() as f64 / depth as f64);
                 }
-                println!("direct = {direct:5}  {name:12} depth {depth:2}: {best:8.0} ns per request");
+                println!(
+                    "direct = {direct:5}  {name:12} depth {depth:2}: {best:8.0} ns per request"
+                );
             }
         }
     }
