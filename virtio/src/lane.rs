@@ -7,11 +7,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vmm_plugin_api::{Queue, QueueError};
 
 use crate::QueueWorker;
 use crate::interrupt::{Interrupts, NO_VECTOR};
+
+/// How often a thread whose requests take long asks whether the backend is still there: one that has failed never makes
+/// its descriptor readable.
+const LIVENESS: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// What a lane shares with the rest of the device.
 pub(crate) struct Lane {
@@ -144,7 +151,7 @@ impl Lane {
             PollFd::new(&self.bell, PollFlags::IN),
             PollFd::from_borrowed_fd(fd, PollFlags::IN),
         ];
-        if poll(&mut fds, None).is_err() {
+        if poll(&mut fds, Some(&LIVENESS)).is_err() {
             return true;
         }
         let [rung, completed] = fds.map(|fd| !fd.revents().is_empty());
@@ -284,8 +291,10 @@ impl<W: QueueWorker> Thread<'_, W> {
                 return;
             }
             if let Some(fd) = self.worker.fd() {
-                let _ = poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None);
-                self.worker.acknowledge();
+                let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+                if poll(&mut fds, Some(&LIVENESS)) == Ok(1) {
+                    self.worker.acknowledge();
+                }
             }
         }
     }

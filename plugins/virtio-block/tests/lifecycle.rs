@@ -283,6 +283,36 @@ fn a_backend_that_panics_is_a_dead_backend() {
 }
 
 #[test]
+fn requests_of_a_backend_that_fails_elsewhere_do_not_hang() {
+    let setup = Setup::with(threaded(), &[("queues", 2u64.into())]);
+    let mut driver = VirtioDriver::modern(&setup.host, &setup.device).unwrap();
+    driver.negotiate(u64::MAX).unwrap();
+    let queue = driver.queue(0, 16, 0).unwrap();
+    let other = driver.queue(1, 16, 1).unwrap();
+    driver.ready().unwrap();
+    let mut disk = Disk {
+        device: &setup.device,
+        driver,
+        queue,
+    };
+    setup.control.hold(true);
+    let stuck = disk.add(T_IN, 0, &[], 512);
+    disk.queue.kick(&setup.device);
+    eventually("the backend has it", || {
+        setup.control.submits.load(Ordering::Relaxed) == 1
+    });
+    // The backend panics under another queue's thread, and never completes what this queue has given it.
+    setup.control.panic.store(true, Ordering::Relaxed);
+    let mut queue = std::mem::replace(&mut disk.queue, other);
+    assert_eq!(disk.request(T_IN, 0, &[], 512).0, S_IOERR);
+    assert!(queue.wait(WAIT).is_some(), "the device notices");
+    assert_eq!(disk.status(&stuck), S_IOERR);
+    setup.device.pause().unwrap();
+    setup.device.resume().unwrap();
+    setup.control.hold(false);
+}
+
+#[test]
 fn pages_that_requests_write_are_marked() {
     let setup = Setup::new(threaded());
     let mut disk = setup.disk_with(0, 16);
