@@ -33,18 +33,27 @@ pub(crate) fn install_panic_hook() {
 }
 
 /// Runs `f`; a panic becomes its text.
+#[inline]
 pub(crate) fn catch<R>(f: impl FnOnce() -> R) -> Result<R, String> {
-    CATCHING.set(CATCHING.get() + 1);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    CATCHING.set(CATCHING.get() - 1);
-    result.map_err(|payload| {
-        // Dropping the payload could panic again, outside of any guard.
-        std::mem::forget(payload);
-        LAST_PANIC.take().unwrap_or_else(|| "panicked".to_owned())
-    })
+    // One look-up: in a shared object each costs a call, as much as the rest of the guard.
+    let result = CATCHING.with(|depth| {
+        depth.set(depth.get() + 1);
+        let result = catch_unwind(AssertUnwindSafe(f));
+        depth.set(depth.get() - 1);
+        result
+    });
+    result.map_err(text_of)
+}
+
+#[cold]
+fn text_of(payload: Box<dyn std::any::Any + Send>) -> String {
+    // Dropping the payload could panic again, outside of any guard.
+    std::mem::forget(payload);
+    LAST_PANIC.take().unwrap_or_else(|| "panicked".to_owned())
 }
 
 /// Runs `f` unless the object is dead; a panic kills the object, reports the fault and gives `neutral`.
+#[inline]
 pub(crate) fn call<R>(host: &Host, method: &str, neutral: R, f: impl FnOnce() -> R) -> R {
     if host.is_dead() {
         return neutral;

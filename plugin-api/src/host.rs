@@ -372,6 +372,7 @@ impl Host {
     }
 
     /// Whether the object has failed. Threads of the object end when they see it.
+    #[inline]
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.0.dead.load(Ordering::Acquire)

@@ -17,12 +17,26 @@ struct Bench {
     run: fn() -> Result<()>,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "start",
-    about: "exec of vmm-host to the guest's first serial byte",
-    run: start::run,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "abi",
+        about: "a register access and a batch of requests through the plugin ABI",
+        run: abi::run,
+    },
+    Bench {
+        name: "disk",
+        about: "a request to a disk in a file, without a guest",
+        run: disk::run,
+    },
+    Bench {
+        name: "start",
+        about: "exec of vmm-host to the guest's first serial byte",
+        run: start::run,
+    },
+];
 
+mod abi;
+mod disk;
 mod start;
 
 /// Runs the named benches, or all.
