@@ -108,7 +108,7 @@ fn version() -> String {
 }
 
 /// Does what the process's command line asks, with `run` for a VM whose file was accepted.
-pub fn main(run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> ExitCode {
+pub fn main(run: impl FnOnce(Loaded, Instant) -> anyhow::Result<u8>) -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     start_log(arguments.log_level, started);
@@ -118,7 +118,7 @@ pub fn main(run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> ExitCode {
         (Some(Command::Plugins { name, markdown }), _) => {
             plugins(name.as_deref(), markdown, &options)
         }
-        (None, Some(file)) => run_file(&file, &options, run),
+        (None, Some(file)) => run_file(&file, &options, |loaded| run(loaded, started)),
         // clap requires a file where there is no command.
         (None, None) => EXIT_FAILURE,
     };

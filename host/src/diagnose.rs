@@ -209,11 +209,9 @@ pub enum Mark {
     Running,
     /// The guest first wrote to a port: it lives.
     FirstPortWrite,
-    /// The guest's first byte of serial output.
-    FirstSerialByte,
 }
 
-const MARKS: [(Mark, &str); 8] = [
+const MARKS: [(Mark, &str); 7] = [
     (Mark::ConfigRead, "configuration read"),
     (Mark::PluginsLoaded, "plugins loaded"),
     (Mark::VmCreated, "VM created, memory mapped"),
@@ -221,7 +219,6 @@ const MARKS: [(Mark, &str); 8] = [
     (Mark::KernelLoaded, "kernel loaded"),
     (Mark::Running, "CPUs run"),
     (Mark::FirstPortWrite, "first port write"),
-    (Mark::FirstSerialByte, "first serial byte"),
 ];
 
 /// When a VM's start reached each [`Mark`]. Marking is lock-free and may be done on any thread, any number of times: the

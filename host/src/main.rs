@@ -3,7 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vmm_host::cli::main(|loaded| {
-        anyhow::bail!("can't run {} yet", loaded.config.name)
-    })
+    vmm_host::cli::main(vmm_host::vm::run)
 }

@@ -22,6 +22,11 @@ pub enum VmEvent {
         /// What happened, in words, with registers where they are known.
         text: String,
     },
+    /// A device or backend has failed for good, and its `on_fault` says that the VM stops.
+    Fault {
+        /// Plugin, device, method and what happened.
+        text: String,
+    },
     /// Someone outside the guest wants the VM to stop at once.
     Stop,
 }

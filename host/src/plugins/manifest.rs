@@ -85,6 +85,8 @@ pub struct Manifest {
     pub drivers: Vec<Driver>,
     /// The backends it provides, of all kinds.
     pub backends: Vec<Backend>,
+    /// The text that all this was read from: the loaded plugin has to carry the same.
+    pub source: String,
 }
 
 /// Why a file is not a usable plugin. One line, without the file's name.
@@ -142,7 +144,7 @@ impl Manifest {
     /// Reads and checks the manifest in the plugin file at `path`, running none of its code.
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
         let text = manifest_text(path).map_err(ManifestError::Section)?;
-        super::manifest_toml::parse(&text)
+        super::manifest_toml::parse(text)
     }
 
     /// The backends of one kind.

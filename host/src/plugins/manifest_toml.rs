@@ -24,9 +24,10 @@ const OPTION_TYPES: [&str; 9] = [
 ];
 
 /// Checks manifest text.
-pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
+pub fn parse(text: impl Into<String>) -> Result<Manifest, ManifestError> {
+    let text = text.into();
     let mut problems = Problems::default();
-    let root = document::parse(text, 0, &mut problems);
+    let root = document::parse(&text, 0, &mut problems);
     let mut reader = Reader {
         problems,
         strict: true,
@@ -43,15 +44,18 @@ pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
     }
     // A plugin for a later minor version may say things about itself that this host need not understand.
     reader.strict = abi.is_none_or(|abi| abi <= HOST_ABI);
-    let manifest = reader.manifest(abi.unwrap_or(HOST_ABI), &root);
+    let mut manifest = reader.manifest(abi.unwrap_or(HOST_ABI), &root);
     let mut errors = reader.problems.list;
     errors.sort_by_key(|problem| problem.at);
     match errors.first() {
-        None => Ok(manifest),
+        None => {
+            manifest.source = text;
+            Ok(manifest)
+        }
         Some(first) => {
             let source = Source {
                 name: String::new(),
-                text: text.to_string(),
+                text,
             };
             Err(ManifestError::Malformed {
                 line: source.line(first.at.map_or(0, |at| at.start)),
@@ -149,6 +153,7 @@ impl Reader {
             about: self.text(place, "about"),
             drivers,
             backends,
+            source: String::new(),
         }
     }
 

@@ -1,0 +1,265 @@
+//! One VM from its configuration to its exit code: built in visible order, run, and taken down.
+
+mod build;
+mod signals;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::boot::{self, DirectBoot, Image};
+use crate::config::{Loaded, VmConfig};
+use crate::diagnose::{Mark, Timeline};
+use crate::hypervisor::{Backend, Vcpu, Vm as _};
+use crate::machine::power::{EventSender, VmEvent};
+use crate::machine::{Machine, e820};
+use crate::plugins::device::Device;
+use crate::plugins::instance::Shared;
+use crate::plugins::iothread::IoThread;
+use crate::plugins::object::Object;
+use crate::plugins::wiring::Isa;
+use crate::vcpu::{Freezer, VcpuSet};
+
+/// How long a vCPU may take to leave a device. A device that takes longer is broken: register accesses must not block.
+const LEAVE_DEVICE: Duration = Duration::from_secs(5);
+/// How often to look whether the guest has halted for good.
+const HALT_CHECK: Duration = Duration::from_secs(1);
+
+/// What the thread that owns the VM is told.
+enum Message {
+    /// From a vCPU, the chipset, a device.
+    Event(VmEvent),
+    /// The last hold on the guest's start has ended.
+    Released,
+    /// SIGINT or SIGTERM.
+    Signal(i32),
+}
+
+/// Where messages to the VM's owner come from.
+#[derive(Clone)]
+struct Mailbox {
+    sender: Sender<Message>,
+    freezer: Arc<OnceLock<Freezer>>,
+}
+
+impl Mailbox {
+    /// Reports events. CPUs stop at once, so that the one that asked for a reset runs no instruction past it.
+    fn events(&self) -> EventSender {
+        let mailbox = self.clone();
+        Arc::new(move |event| {
+            if let Some(freezer) = mailbox.freezer.get() {
+                freezer.freeze();
+            }
+            // Without a receiver the VM is gone already.
+            let _ = mailbox.sender.send(Message::Event(event));
+        })
+    }
+}
+
+/// What to do after a message.
+enum Next {
+    GoOn,
+    Exit(u8),
+}
+
+/// What plugins have made for the VM. Ends it all when dropped, however far the VM got: sockets and terminals are left as
+/// they were found.
+#[derive(Default)]
+struct Objects {
+    devices: Vec<Device>,
+    /// In the order of creation: each after those that it uses.
+    backends: Vec<Arc<Object>>,
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        self.devices.iter().for_each(Device::end);
+        self.backends
+            .iter()
+            .rev()
+            .for_each(|backend| backend.release());
+    }
+}
+
+/// A built VM. Fields are dropped in this order: no CPU runs when objects end, and the I/O thread outlives them.
+struct Vm {
+    config: VmConfig,
+    vcpus: VcpuSet<<Backend as crate::hypervisor::Vm>::Vcpu>,
+    machine: Arc<Machine<Backend>>,
+    isa: Vec<Arc<Isa<Backend>>>,
+    objects: Objects,
+    shared: &'static Shared,
+    _io: IoThread,
+    hypervisor: Arc<Backend>,
+    kernel: Image,
+    initrd: Option<Image>,
+    messages: Receiver<Message>,
+    timeline: Arc<Timeline>,
+    asked_to_stop: bool,
+}
+
+/// Runs the VM of a checked file to its end and returns the exit code that the file names for how it ended. `started` is when
+/// the process began, for the timeline.
+///
+/// # Errors
+/// The VM could not be built, or failed: the text names what and why.
+pub fn run(loaded: Loaded, started: Instant) -> Result<u8> {
+    let mut vm = build::build(loaded.config, started)?;
+    let result = vm.start().and_then(|stop| match stop {
+        Some(code) => Ok(code),
+        None => vm.serve(),
+    });
+    if log::log_enabled!(log::Level::Debug) {
+        log::debug!("{}", vm.timeline.report());
+    }
+    vm.end();
+    result
+}
+
+impl Vm {
+    /// Loads the guest, starts devices, waits for what holds the start, and lets the CPUs run. `Some`: it ended before.
+    fn start(&mut self) -> Result<Option<u8>> {
+        self.load_guest()?;
+        self.timeline.mark(Mark::KernelLoaded);
+        for device in &self.objects.devices {
+            device.start()?;
+        }
+        for reason in self.shared.startup.reasons() {
+            log::info!("the guest starts after {reason}");
+        }
+        while !self.shared.startup.reasons().is_empty() {
+            match self
+                .messages
+                .recv()
+                .context("nobody is left to end the wait")?
+            {
+                Message::Released => {}
+                Message::Signal(signal) => {
+                    log::info!(
+                        "{}: ends before the guest has started",
+                        signals::name(signal)
+                    );
+                    return Ok(Some(self.config.exit_on_halt));
+                }
+                Message::Event(event) => {
+                    if let Next::Exit(code) = self.handle(event)? {
+                        return Ok(Some(code));
+                    }
+                }
+            }
+        }
+        self.timeline.mark(Mark::Running);
+        self.vcpus.resume();
+        Ok(None)
+    }
+
+    /// Puts kernel, tables and the first CPU's registers in place; CPUs are parked in power-on state.
+    fn load_guest(&self) -> Result<()> {
+        let memory = self.hypervisor.memory();
+        self.machine.assign_resources()?;
+        let rsdp = self.machine.write_acpi(memory)?;
+        let direct = DirectBoot {
+            kernel: &self.kernel,
+            initrd: self.initrd.as_ref(),
+            cmdline: &self.config.boot.cmdline,
+            e820: &e820::map(memory),
+            rsdp,
+        };
+        let entry = boot::load(memory, &direct)?;
+        self.vcpus
+            .for_each(|cpu, vcpu| if cpu == 0 { entry.apply(vcpu) } else { Ok(()) })
+    }
+
+    /// Acts on messages until the VM ends.
+    fn serve(&mut self) -> Result<u8> {
+        loop {
+            let next = match self.messages.recv_timeout(HALT_CHECK) {
+                Ok(Message::Event(event)) => self.handle(event)?,
+                Ok(Message::Signal(signal)) => self.signalled(signal),
+                Ok(Message::Released) => Next::GoOn,
+                Err(RecvTimeoutError::Timeout) if self.vcpus.find_halt() => {
+                    self.handle(VmEvent::Halt)?
+                }
+                Err(RecvTimeoutError::Timeout) => Next::GoOn,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(anyhow!("nobody is left to end the VM"));
+                }
+            };
+            if let Next::Exit(code) = next {
+                return Ok(code);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: VmEvent) -> Result<Next> {
+        match event {
+            VmEvent::PowerOff => {
+                log::info!("the guest has turned its power off");
+                Ok(Next::Exit(self.config.exit_on_halt))
+            }
+            VmEvent::Halt => {
+                log::info!("the guest has halted: every CPU waits with interrupts disabled");
+                Ok(Next::Exit(self.config.exit_on_halt))
+            }
+            VmEvent::Reset => self.restart("the guest resets"),
+            VmEvent::TripleFault => self.restart("triple fault: the guest resets"),
+            VmEvent::Crash { cpu, text } => Err(anyhow!("vCPU {cpu} can't go on: {text}")),
+            VmEvent::Fault { text } => Err(anyhow!(
+                "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"
+            )),
+            VmEvent::Stop => Ok(Next::Exit(self.config.exit_on_halt)),
+        }
+    }
+
+    fn signalled(&mut self, signal: i32) -> Next {
+        let name = signals::name(signal);
+        if self.asked_to_stop {
+            log::info!("{name} again: the VM stops at once");
+            return Next::Exit(self.config.exit_on_halt);
+        }
+        if !self.machine.press_power_button() {
+            log::info!("{name}: the guest does not listen to its power button, the VM stops");
+            return Next::Exit(self.config.exit_on_halt);
+        }
+        self.asked_to_stop = true;
+        log::info!("{name}: the guest was asked to power off; once more stops the VM at once");
+        Next::GoOn
+    }
+
+    /// Resets the machine in place, unless the file wants the process to end on it.
+    fn restart(&mut self, why: &str) -> Result<Next> {
+        log::info!("{why}");
+        if let Some(code) = self.config.exit_on_reboot {
+            return Ok(Next::Exit(code));
+        }
+        self.vcpus.pause(LEAVE_DEVICE)?;
+        self.objects.devices.iter().try_for_each(Device::pause)?;
+        self.machine.reset();
+        self.objects.devices.iter().try_for_each(Device::reset)?;
+        self.isa.iter().for_each(|isa| isa.0.reset());
+        self.hypervisor.reset()?;
+        self.vcpus.for_each(|_, vcpu| vcpu.reset())?;
+        // Direct boot plays firmware, which leaves memory zeroed; the loader counts on it.
+        self.hypervisor.memory().clear()?;
+        self.load_guest()?;
+        self.objects.devices.iter().try_for_each(Device::resume)?;
+        self.asked_to_stop = false;
+        // What CPUs reported while they were being held belongs to the life that has ended.
+        while let Ok(Message::Event(VmEvent::Reset | VmEvent::TripleFault)) =
+            self.messages.try_recv()
+        {}
+        self.vcpus.resume();
+        Ok(Next::GoOn)
+    }
+
+    /// Takes everything down.
+    fn end(self) {
+        if let Err(error) = self.vcpus.stop(LEAVE_DEVICE) {
+            log::error!("{error:#}");
+            // A CPU is still inside a device, which therefore can't be released; the process ends without it.
+            std::mem::forget(self.objects);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! SIGINT and SIGTERM as messages.
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::{Mailbox, Message};
+
+/// From now on these signals no longer end the process: they arrive at the VM's owner.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn deliver(mailbox: &Mailbox) -> Result<()> {
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals can't be handled")?;
+    let sender = mailbox.sender.clone();
+    let deliver = move || {
+        for signal in signals.forever() {
+            if sender.send(Message::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(deliver)?;
+    Ok(())
+}
+
+/// What the signal is called.
+pub(super) fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "interrupted",
+        SIGHUP => "hung up",
+        _ => "asked to terminate",
+    }
+}

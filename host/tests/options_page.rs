@@ -1,0 +1,77 @@
+//! Our own plugins' manifests, as they stand in the source: `docs/options.md` says what they say, and `configs/` fits them.
+//!
+//! `VMM_UPDATE_GOLDENS=1 cargo test -p vmm-host --test options_page` writes the page anew.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod fixture;
+
+use std::path::{Path, PathBuf};
+
+use fixture::{Scene, plugin};
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A scene with a plugin file for each `plugins/*/src/plugin.toml`, headed by what the `plugin!` macro adds.
+fn scene() -> Scene {
+    let scene = Scene::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(workspace().join("plugins")).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(path.join("src/plugin.toml")) else {
+            continue;
+        };
+        let name = path.file_name().unwrap().to_str().unwrap();
+        scene.write(
+            &format!("plugins/lib{name}.so"),
+            plugin(&format!("abi = \"1.0\"\nversion = \"0\"\n{text}")),
+        );
+        count += 1;
+    }
+    assert!(count >= 5, "only {count} plugins have a manifest");
+    scene
+}
+
+#[test]
+fn the_option_reference_is_current() {
+    let ran = scene().run(&["plugins", "--markdown", "--plugin-path", "plugins"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let page = workspace().join("docs/options.md");
+    if std::env::var_os("VMM_UPDATE_GOLDENS").is_some() {
+        std::fs::write(&page, &ran.stdout).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(&page).unwrap_or_default(),
+        ran.stdout
+    );
+}
+
+#[test]
+fn every_shipped_configuration_is_accepted() {
+    let scene = scene();
+    for file in ["vmlinuz", "initrd.img", "disk.img"] {
+        scene.write(file, "");
+    }
+    let mut count = 0;
+    for entry in std::fs::read_dir(workspace().join("configs")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let file = path.to_str().unwrap();
+        let ran = scene.run(&["check", file, "--plugin-path", "plugins"]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{file}");
+        count += 1;
+    }
+    assert!(count >= 2, "only {count} configurations");
+    for profile in ["propolis", "minimal", "none"] {
+        let text = format!(
+            "[main]\nname = \"x\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\nprofile = \"{profile}\"\n"
+        );
+        scene.write("profile.toml", text);
+        let ran = scene.run(&["check", "profile.toml", "--plugin-path", "plugins"]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{profile}");
+    }
+}
