@@ -258,7 +258,8 @@ impl<V: Vm> Machine<V> {
         self.root.assign_resources(&self.apertures, &self.buses)
     }
 
-    /// Writes the ACPI tables into guest memory and returns the RSDP's address.
+    /// Writes the ACPI tables into guest memory and returns the RSDP's address. Before the guest runs, and again
+    /// whenever memory was cleared.
     ///
     /// # Errors
     /// Memory ends below 1 MiB, or the tables are too large.

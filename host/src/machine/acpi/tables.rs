@@ -18,7 +18,7 @@ const BOOT_FLAGS: u16 = 1 | 1 << 2;
 const NO_C2: u16 = 0xfff;
 const NO_C3: u16 = 0xfff;
 
-/// I/O APIC id: above the local APICs' of small machines, as firmware for this chipset has it.
+/// I/O APIC id, as the hypervisors' has at power-on.
 const IOAPIC_ID: u8 = 0;
 /// Active high (1) and level triggered (3 << 2) (ACPI 6.4 table 5.25).
 const LEVEL_HIGH: u16 = 0b1101;
