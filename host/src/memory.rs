@@ -269,16 +269,30 @@ impl GuestMemory {
             .any(|region| region.contains(gpa) && len <= region.len - (gpa - region.gpa))
     }
 
-    /// Zeroes all RAM and gives its pages back, for a restart. No vCPU and no device may run meanwhile.
+    /// Zeroes a range and gives its whole pages back, for a restart. No vCPU and no device may use it meanwhile.
     ///
     /// # Errors
-    /// The system refused.
-    pub fn clear(&self) -> Result<()> {
-        for region in &self.regions {
-            self.mark_dirty(region.gpa, region.len);
-            region.mapping.discard()?;
+    /// Not all of it is RAM of one region, or the system refused.
+    pub fn zero(&self, gpa: u64, len: u64) -> Result<()> {
+        let region = self
+            .regions
+            .iter()
+            .find(|region| region.contains(gpa) && len <= region.len - (gpa - region.gpa));
+        let Some(region) = region else {
+            bail!(not_ram(gpa, usize::try_from(len)?));
+        };
+        self.mark_dirty(gpa, len);
+        let end = gpa + len;
+        let (first, last) = (gpa.next_multiple_of(PAGE), end & !(PAGE - 1));
+        if first >= last {
+            return self.write(gpa, &vec![0; usize::try_from(len)?]);
         }
-        Ok(())
+        self.write(gpa, &vec![0; usize::try_from(first - gpa)?])?;
+        self.write(last, &vec![0; usize::try_from(end - last)?])?;
+        let (from, bytes) = (first - region.gpa, last - first);
+        region
+            .mapping
+            .discard(usize::try_from(from)?, usize::try_from(bytes)?)
     }
 }
 
@@ -350,14 +364,34 @@ mod tests {
     }
 
     #[test]
-    fn the_file_shows_what_was_written_and_clear_zeroes_it() {
+    fn the_file_shows_what_was_written_and_zero_ends_at_its_bounds() {
         let memory = GuestMemory::new(4 << 20).unwrap();
         memory.write_object(0x20_0000, 0x1122_3344u32).unwrap();
         let mut bytes = [0; 4];
         rustix::io::pread(memory.fd(), &mut bytes, 0x20_0000).unwrap();
         assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
-        memory.clear().unwrap();
-        assert_eq!(memory.read_object::<u32>(0x20_0000).unwrap(), 0);
+        let fill = vec![0xa5; 0x5000];
+        for (start, len) in [
+            (0x20_0000, 0x5000),
+            (0x20_0ff8, 0x2010),
+            (0x20_0010, 0x20),
+            (0x20_0ffc, 8),
+        ] {
+            memory.write(0x20_0000, &fill).unwrap();
+            memory.zero(start, len).unwrap();
+            let mut bytes = vec![0; fill.len()];
+            memory.read(0x20_0000, &mut bytes).unwrap();
+            for (at, byte) in (0x20_0000..).zip(bytes) {
+                let inside = (start..start + len).contains(&at);
+                assert_eq!(
+                    byte,
+                    if inside { 0 } else { 0xa5 },
+                    "{at:#x} of {start:#x}+{len:#x}"
+                );
+            }
+        }
+        assert!(memory.zero((4 << 20) - 8, 16).is_err());
+        assert!(memory.zero(u64::MAX, 16).is_err());
     }
 
     #[test]

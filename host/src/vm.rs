@@ -121,7 +121,7 @@ pub fn run(loaded: Loaded, started: Instant) -> Result<u8> {
 impl Vm {
     /// Loads the guest, starts devices, waits for what holds the start, and lets the CPUs run. `Some`: it ended before.
     fn start(&mut self) -> Result<Option<u8>> {
-        self.load_guest()?;
+        self.load_guest(false)?;
         self.timeline.mark(Mark::KernelLoaded);
         for device in &self.objects.devices {
             device.start()?;
@@ -155,8 +155,9 @@ impl Vm {
         Ok(None)
     }
 
-    /// Puts kernel, tables and the first CPU's registers in place; CPUs are parked in power-on state.
-    fn load_guest(&self) -> Result<()> {
+    /// Puts kernel, tables and the first CPU's registers in place; CPUs are parked in power-on state. `restart`: a guest has
+    /// run in this memory already.
+    fn load_guest(&self, restart: bool) -> Result<()> {
         let memory = self.hypervisor.memory();
         self.machine.assign_resources()?;
         let rsdp = self.machine.write_acpi(memory)?;
@@ -166,6 +167,7 @@ impl Vm {
             cmdline: &self.config.boot.cmdline,
             e820: &e820::map(memory),
             rsdp,
+            used: restart,
         };
         let entry = boot::load(memory, &direct)?;
         self.vcpus
@@ -241,9 +243,7 @@ impl Vm {
         self.isa.iter().for_each(|isa| isa.0.reset());
         self.hypervisor.reset()?;
         self.vcpus.for_each(|_, vcpu| vcpu.reset())?;
-        // Direct boot plays firmware, which leaves memory zeroed; the loader counts on it.
-        self.hypervisor.memory().clear()?;
-        self.load_guest()?;
+        self.load_guest(true)?;
         self.objects.devices.iter().try_for_each(Device::resume)?;
         self.asked_to_stop = false;
         // What CPUs reported while they were being held belongs to the life that has ended.

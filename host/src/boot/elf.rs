@@ -18,8 +18,8 @@ const CMDLINE_MAX: u32 = 2047;
 /// More than any kernel has, and little to read.
 const MAX_SEGMENTS: u16 = 128;
 
-/// Loads `image`, or returns `None` if it is no ELF file. Memory past a segment's file contents is expected to be 0.
-pub(super) fn load(image: &Image, memory: &GuestMemory) -> Result<Option<Loaded>> {
+/// Loads `image`, or returns `None` if it is no ELF file. `memory` is all zeros, or has been `used`.
+pub(super) fn load(image: &Image, memory: &GuestMemory, used: bool) -> Result<Option<Loaded>> {
     let head = image.head::<{ size_of::<FileHeader64<Le>>() }>()?;
     if !head.starts_with(&ELFMAG) {
         return Ok(None);
@@ -50,7 +50,7 @@ pub(super) fn load(image: &Image, memory: &GuestMemory) -> Result<Option<Loaded>
         .iter()
         .filter(|segment| segment.p_type.get(Le) == PT_LOAD && segment.p_memsz.get(Le) > 0)
     {
-        end = end.max(load_segment(image, memory, segment)?);
+        end = end.max(load_segment(image, memory, segment, used)?);
     }
     let entry = entry_address(header.e_entry.get(Le), segments)
         .with_context(|| format!("Cannot load {image}: its entry point lies in no segment"))?;
@@ -85,7 +85,12 @@ fn check(header: &FileHeader64<Le>) -> Result<()> {
 }
 
 /// Returns the end of what it occupies.
-fn load_segment(image: &Image, memory: &GuestMemory, segment: &ProgramHeader64<Le>) -> Result<u64> {
+fn load_segment(
+    image: &Image,
+    memory: &GuestMemory,
+    segment: &ProgramHeader64<Le>,
+    used: bool,
+) -> Result<u64> {
     let (address, size) = (segment.p_paddr.get(Le), segment.p_memsz.get(Le));
     let in_file = segment.p_filesz.get(Le);
     ensure!(
@@ -107,6 +112,10 @@ fn load_segment(image: &Image, memory: &GuestMemory, segment: &ProgramHeader64<L
         )
     })?;
     image.load(memory, segment.p_offset.get(Le), address, in_file)?;
+    if used && in_file < size {
+        // What the file does not say is 0 (System V ABI, "Program Header", p_memsz).
+        memory.zero(address + in_file, size - in_file)?;
+    }
     Ok(end)
 }
 

@@ -139,10 +139,18 @@ fn descriptor(segment: &Segment) -> u64 {
 
 /// Maps the first 4 GiB one to one with 2 MiB pages, which every 64-bit CPU has.
 fn write_page_tables(memory: &GuestMemory) -> Result<()> {
-    memory.write_object(PML4, PDPT | PRESENT_WRITABLE)?;
+    // Whole pages: on a restart the guest has left something in them.
+    let mut pml4 = [0; 4096];
+    pml4[..8].copy_from_slice(&(PDPT | PRESENT_WRITABLE).to_le_bytes());
+    memory.write(PML4, &pml4)?;
+    let mut pdpt = [0; 4096];
+    for (gigabyte, bytes) in (0..GIGABYTES).zip(pdpt.chunks_exact_mut(8)) {
+        let directory = PAGE_DIRECTORIES + gigabyte * 0x1000;
+        bytes.copy_from_slice(&(directory | PRESENT_WRITABLE).to_le_bytes());
+    }
+    memory.write(PDPT, &pdpt)?;
     for gigabyte in 0..GIGABYTES {
         let directory = PAGE_DIRECTORIES + gigabyte * 0x1000;
-        memory.write_object(PDPT + gigabyte * 8, directory | PRESENT_WRITABLE)?;
         let mut page = [0; 4096];
         for (entry, bytes) in (gigabyte * 512..).zip(page.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&(entry << 21 | LARGE | PRESENT_WRITABLE).to_le_bytes());

@@ -26,6 +26,9 @@ pub struct DirectBoot<'a> {
     pub e820: &'a [E820Entry],
     /// Guest address of ACPI's RSDP, or 0.
     pub rsdp: u64,
+    /// A guest has run in this memory already: what a kernel expects to be 0 isn't. The rest keeps what it holds, as RAM
+    /// does over a reset.
+    pub used: bool,
 }
 
 /// A kernel in guest memory.
@@ -39,14 +42,18 @@ pub(super) struct Loaded {
     pub header: setup_header,
 }
 
-/// Puts everything into `memory`, which is all zeros: new, or [`GuestMemory::clear`]ed for a restart.
+/// Puts everything into `memory`, which is all zeros, or has been [`DirectBoot::used`]. Touches no page more than it must.
 ///
 /// # Errors
 /// No kernel, or something doesn't fit. The text names the file, and what it is instead or how much it needs.
 pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
+    if boot.used {
+        // Interrupt vectors and the BIOS's variables, which firmware would have set up anew.
+        memory.zero(0, PAGE)?;
+    }
     let loaded = match bzimage::load(boot.kernel, memory)? {
         Some(loaded) => loaded,
-        None => match elf::load(boot.kernel, memory)? {
+        None => match elf::load(boot.kernel, memory, boot.used)? {
             Some(loaded) => loaded,
             None => bail!("{} is not a kernel: {}", boot.kernel, boot.kernel.guess()?),
         },

@@ -26,6 +26,7 @@ fn boot<'a>(kernel: &'a Image, initrd: Option<&'a Image>, cmdline: &'a str) -> D
         cmdline,
         e820: &[],
         rsdp: 0xe_0000,
+        used: false,
     }
 }
 
@@ -203,6 +204,32 @@ impl ExitHandler for Ports {
     fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
 }
 
+/// What a restart finds is overwritten where the kernel counts on it, and nowhere else.
+#[test]
+fn a_restart_zeroes_what_the_kernel_expects_and_keeps_the_rest() {
+    let memory = GuestMemory::new(8 * MIB).unwrap();
+    memory.write(0, &vec![0xa5; 8 << 20]).unwrap();
+    let kernel = open(&elf(b"code", 2 * MIB, 0x3010));
+    let direct = DirectBoot {
+        used: true,
+        ..boot(&kernel, None, "")
+    };
+    load(&memory, &direct).unwrap();
+    let bytes = |at: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        memory.read(at, &mut bytes).unwrap();
+        bytes
+    };
+    assert_eq!(bytes(2 * MIB, 4), b"code");
+    assert_eq!(bytes(2 * MIB + 4, 0x300c), vec![0; 0x300c]);
+    assert_eq!(bytes(2 * MIB + 0x3010, 4096), [0xa5; 4096]);
+    assert_eq!(bytes(7 * MIB, 4096), [0xa5; 4096]);
+    // Interrupt vectors, BIOS variables, and the tables' entries that map nothing.
+    assert_eq!(bytes(0, 0x500), [0; 0x500]);
+    assert_eq!(bytes(0x9008, 4088), [0; 4088]);
+    assert_eq!(bytes(0xa020, 4064), [0; 4064]);
+}
+
 #[test]
 fn an_elf_program_runs_in_64_bit_mode() {
     // mov eax, [rsi + 0x228]; mov al, [rax]; out 0x80, al; mov rax, cs; out 0x80, al; shl rax, 33; shr rax, 33;
@@ -216,8 +243,12 @@ fn an_elf_program_runs_in_64_bit_mode() {
     };
     let kernel = open(&elf(&code, 2 * MIB, 0x1000));
     let mut vcpu = vm.create_vcpu(0, 1).unwrap();
-    for _ in 0..2 {
-        let entry = load(vm.memory(), &boot(&kernel, None, "Zz")).unwrap();
+    for used in [false, true] {
+        let direct = DirectBoot {
+            used,
+            ..boot(&kernel, None, "Zz")
+        };
+        let entry = load(vm.memory(), &direct).unwrap();
         entry.apply(&mut vcpu).unwrap();
         let mut ports = Ports(Vec::new(), vcpu.kick_handle());
         let exit = vcpu.run(&mut ports).unwrap();
@@ -231,7 +262,6 @@ fn an_elf_program_runs_in_64_bit_mode() {
                 (0x81, 0x10)
             ]
         );
-        vm.memory().clear().unwrap();
         vcpu.reset().unwrap();
     }
 }

@@ -6,7 +6,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Guest and host addresses agree below this, so that both stages of translation can use large pages.
@@ -157,32 +157,39 @@ impl Mapping {
     #[cfg(not(target_os = "linux"))]
     fn advise_huge(&self) {}
 
-    /// Makes a shared mapping read as zeros again and returns its pages to the system.
+    /// Makes `len` bytes from offset `from` of a shared mapping, both multiples of the page size, read as zeros again and
+    /// returns their pages to the system.
     ///
     /// # Errors
-    /// The system refused; the contents are then undefined.
+    /// They are not all inside the mapping, or the system refused; the contents are then undefined.
     #[cfg(target_os = "linux")]
-    pub fn discard(&self) -> Result<()> {
-        // SAFETY: the range is a shared file mapping of ours; its users access it as memory that changes at any time.
-        unsafe {
-            rustix::mm::madvise(
-                self.pointer.as_ptr().cast(),
-                self.len,
-                rustix::mm::Advice::LinuxRemove,
-            )
-        }
-        .context("Cannot discard guest memory")
+    pub fn discard(&self, from: usize, len: usize) -> Result<()> {
+        let start = self.part(from, len)?;
+        // SAFETY: the range is part of a shared file mapping of ours; its users access it as memory that changes at any time.
+        unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxRemove) }
+            .context("Cannot discard guest memory")
     }
 
-    /// Makes a mapping read as zeros again.
+    /// Makes `len` bytes from offset `from` read as zeros again.
     ///
     /// # Errors
-    /// None on this system.
+    /// They are not all inside the mapping.
     #[cfg(not(target_os = "linux"))]
-    pub fn discard(&self) -> Result<()> {
+    pub fn discard(&self, from: usize, len: usize) -> Result<()> {
+        let start = self.part(from, len)?;
         // SAFETY: the range is ours and writable; its users access it as memory that changes at any time.
-        unsafe { ptr::write_bytes(self.pointer.as_ptr(), 0, self.len) };
+        unsafe { ptr::write_bytes(start, 0, len) };
         Ok(())
+    }
+
+    /// The address of a range that lies in the mapping.
+    fn part(&self, from: usize, len: usize) -> Result<*mut u8> {
+        ensure!(
+            from.checked_add(len).is_some_and(|end| end <= self.len),
+            "Bytes {from} to {from} + {len} are not all inside a mapping of {}",
+            self.len
+        );
+        Ok(self.pointer.as_ptr().wrapping_add(from))
     }
 }
 
