@@ -65,6 +65,9 @@ pub enum QueueError {
     Indirect(u16),
     /// An indirect table that is no whole number of descriptors, or has none.
     IndirectLength(u32),
+    /// The device has to answer the chain with this head, and no byte of it is device-writable. For devices to report: the
+    /// queue does not know which chains need an answer.
+    Unanswerable(u16),
 }
 
 impl std::fmt::Display for QueueError {
@@ -93,6 +96,10 @@ impl std::fmt::Display for QueueError {
                 write!(f, "descriptor {i} is indirect where that is not allowed")
             }
             Self::IndirectLength(n) => write!(f, "an indirect table of {n} bytes"),
+            Self::Unanswerable(i) => write!(
+                f,
+                "the request at descriptor {i} has no device-writable byte for its status"
+            ),
         }
     }
 }

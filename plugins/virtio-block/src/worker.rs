@@ -137,13 +137,13 @@ impl BlockWorker {
         })
     }
 
-    /// Starts the request in `self.chain`, or answers it at once.
-    fn accept(&mut self, queue: &mut Queue) {
+    /// Starts the request in `self.chain`, or answers it at once. An error is a request with nowhere to put its status: giving
+    /// it back unanswered would let the driver take an old status byte for the answer.
+    fn accept(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         let head = self.chain.head();
         let Some(status) = self.chain.take_last() else {
-            // Nowhere to put a status: all that can be done is to give the chain back.
             self.tally.errors += 1;
-            return queue.push(head, 0);
+            return Err(QueueError::Unanswerable(head));
         };
         let action = if self.dead {
             Action::Status(S_IOERR)
@@ -169,6 +169,14 @@ impl BlockWorker {
                 answer(queue, head, status, code, 0);
             }
         }
+        Ok(())
+    }
+
+    fn accept_all(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+        while self.has_room() && queue.pop(&mut self.chain)? {
+            self.accept(queue)?;
+        }
+        Ok(())
     }
 
     fn claim(&mut self, head: u16, status: GuestSlice, op: BlockOp, len: u64) -> Option<u64> {
@@ -287,17 +295,7 @@ impl QueueWorker for BlockWorker {
     }
 
     fn take(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
-        let mut result = Ok(());
-        while self.has_room() {
-            match queue.pop(&mut self.chain) {
-                Ok(true) => self.accept(queue),
-                Ok(false) => break,
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
+        let result = self.accept_all(queue);
         self.submit();
         result
     }

@@ -57,6 +57,10 @@ fn attacks() -> Vec<(&'static str, Attack)> {
             q.set_descriptor(0, at, 0, 0, 0);
             q.publish(0);
         }),
+        ("no byte for the status", |q, at| {
+            q.set_descriptor(0, at, 16, 0, 0);
+            q.publish(0);
+        }),
         ("readable after writable", |q, at| {
             q.set_descriptor(0, at, 16, WRITE | NEXT, 1);
             q.set_descriptor(1, at, 16, 0, 0);
