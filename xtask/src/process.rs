@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub struct Outcome {
     /// Its status, or None when its time was up and it was killed.
     pub status: Option<ExitStatus>,
-    /// What it wrote to both streams.
+    /// What it wrote to its standard output, then what to its standard error.
     pub output: String,
     /// How long it took.
     pub elapsed: Duration,
@@ -50,7 +50,8 @@ impl Outcome {
 /// A command under way, its output being collected.
 pub struct Running {
     child: Child,
-    output: Arc<Mutex<Vec<u8>>>,
+    console: Arc<Mutex<Vec<u8>>>,
+    log: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
     started: Instant,
 }
@@ -85,20 +86,34 @@ pub fn start(command: &mut Command, show: bool) -> Result<Running> {
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot run {name}"))?;
-    let output = Arc::new(Mutex::new(Vec::new()));
+    // Kept apart, or a line of the log may come to lie within one of the console.
+    let (console, log) = (Arc::default(), Arc::default());
     let mut readers = Vec::new();
     if let Some(stream) = child.stdout.take() {
-        readers.push(collect(stream, output.clone(), show));
+        readers.push(collect(stream, Arc::clone(&console), show));
     }
     if let Some(stream) = child.stderr.take() {
-        readers.push(collect(stream, output.clone(), show));
+        readers.push(collect(stream, Arc::clone(&log), show));
     }
     Ok(Running {
         child,
-        output,
+        console,
+        log,
         readers,
         started: Instant::now(),
     })
+}
+
+fn text_of(console: &Mutex<Vec<u8>>, log: &Mutex<Vec<u8>>) -> String {
+    let mut bytes = console
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    if bytes.last().is_some_and(|byte| *byte != b'\n') {
+        bytes.push(b'\n');
+    }
+    bytes.extend_from_slice(&log.lock().unwrap_or_else(PoisonError::into_inner));
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Running {
@@ -107,10 +122,9 @@ impl Running {
         self.child.id().cast_signed()
     }
 
-    /// What it has written so far.
+    /// What it has written so far: its standard output, then its standard error.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner))
-            .into_owned()
+        text_of(&self.console, &self.log)
     }
 
     /// Writes to its standard input.
@@ -161,9 +175,7 @@ impl Running {
             // A reader that panicked has nothing more to give.
             let _ = reader.join();
         }
-        let output =
-            String::from_utf8_lossy(&self.output.lock().unwrap_or_else(PoisonError::into_inner))
-                .into_owned();
+        let output = text_of(&self.console, &self.log);
         Ok(Outcome {
             status,
             output,

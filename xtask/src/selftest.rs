@@ -155,7 +155,7 @@ fn large() -> Result<()> {
         .main("exit_on_reboot = 1")
         .file_disk(4, "disk.img", "")?;
     let texts = [
-        "5120 MiB of memory",
+        "5119 MiB of memory",
         "up to 0x180000000 can be written",
         "MADT lists 2 processors",
         "PASS ",

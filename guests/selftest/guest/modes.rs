@@ -7,8 +7,10 @@ use crate::{
     acpi, block, block_checks, check, clock, interrupts, io, pci, power, println, skip, uart,
 };
 
-/// Where `reboot-once` leaves its mark: memory that no loader writes.
-const MARK_ADDRESS: u64 = 12 << 20;
+/// Where `reboot-once` leaves its mark: battery-backed memory, for a reset may clear RAM.
+const CMOS_ADDRESS: u8 = 0x70;
+const CMOS_MARK: u8 = 0x5a;
+/// Written to test memory.
 const MARK: u64 = 0x7365_6c66_7465_7374;
 /// An address in the PCI window where no BAR is.
 const NO_DEVICE: u64 = 0xdfff_f000;
@@ -113,7 +115,7 @@ fn machine() {
             "boot_params has a setup header"
         );
         check!(
-            top > MARK_ADDRESS,
+            top >= 16 << 20,
             "machine",
             "{} MiB of memory, below 3 GiB up to {top:#x}",
             ram >> 20
@@ -200,12 +202,13 @@ fn nobody() {
 }
 
 fn reboot_once() -> ! {
-    if read64(MARK_ADDRESS) == MARK {
-        write64(MARK_ADDRESS, 0);
+    io::outb(0x70, CMOS_ADDRESS);
+    if inb(0x71) == CMOS_MARK {
+        io::outb(0x71, 0);
         println!("second boot");
         power::off()
     }
-    write64(MARK_ADDRESS, MARK);
+    io::outb(0x71, CMOS_MARK);
     println!("first boot");
     power::reset()
 }
@@ -282,6 +285,7 @@ fn flood(bytes: u64) -> ! {
 }
 
 fn wait_power_button() -> ! {
+    power::enable_button();
     println!("waiting");
     while !power::button_pressed() {
         clock::sleep(1);

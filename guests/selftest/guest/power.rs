@@ -43,6 +43,12 @@ pub fn reset_by_keyboard_controller() -> ! {
     }
 }
 
+/// Tells the board that this guest listens to its power button (PM1_EN). Both PICs and the I/O
+/// APIC's input stay masked: the status is polled.
+pub fn enable_button() {
+    outw(EVENT.load(Ordering::Relaxed) + 2, PWRBTN_STS);
+}
+
 /// Whether the power button was pressed since it was last acknowledged.
 pub fn button_pressed() -> bool {
     inw(EVENT.load(Ordering::Relaxed)) & PWRBTN_STS != 0

@@ -216,7 +216,12 @@ impl Lab {
             &tree.join("usr/share/misc/pci.ids"),
         )?;
         self.libraries(&tree.join("lib"))?;
-        copy(&self.module("button")?, &tree.join("lib/modules/button.ko"))?;
+        for name in ["button", "evdev"] {
+            copy(
+                &self.module(name)?,
+                &tree.join(format!("lib/modules/{name}.ko")),
+            )?;
+        }
         for entry in fs::read_dir(directory().join("guest"))? {
             let path = entry?.path();
             let name = path
@@ -365,6 +370,7 @@ impl Lab {
 
     /// Puts what VM files name beside them.
     pub fn stage_guest(&self, into: &Path) -> Result<()> {
+        fs::write(into.join("keep.img"), vec![0x6b; 1 << 20])?;
         copy(&self.vmlinuz, &into.join("vmlinuz"))?;
         copy(&self.vmlinux, &into.join("vmlinux"))?;
         copy(&self.initrd, &into.join("initrd"))?;
@@ -373,7 +379,7 @@ impl Lab {
 }
 
 /// The shared libraries that the loader takes for a program on this machine.
-fn needed_libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub fn needed_libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let outcome = process::bounded(Command::new("ldd").arg(program), PATIENCE, false)?;
     if outcome.code() != Some(0) || outcome.output.contains("not found") {
         bail!(
