@@ -33,10 +33,16 @@ const BENCHES: &[Bench] = &[
         about: "exec of vmm-host to the guest's first serial byte",
         run: start::run,
     },
+    Bench {
+        name: "lab",
+        about: "a guest's disk under vmm-host and under QEMU, by executed instructions",
+        run: lab::run,
+    },
 ];
 
 mod abi;
 mod disk;
+mod lab;
 mod start;
 
 /// Runs the named benches, or all.

@@ -1,39 +1,109 @@
-//! From exec to the first byte the guest writes to its serial port.
+//! From exec to the first byte the guest writes to its serial port, and to the end of the process, with more and fewer
+//! plugins. The guest is the self-test guest, which powers off at once.
 
 use crate::workspace::{self, Profile};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const RUNS: usize = 30;
+const RUNS: usize = 40;
 
-/// Prints minimum, median and maximum over the runs.
+/// One VM file, and what was measured with it.
+struct Variant {
+    name: &'static str,
+    file: PathBuf,
+    first: Vec<Duration>,
+    end: Vec<Duration>,
+}
+
+const SERIAL: &str = "[char_dev.ttya]\ntype = \"stdio\"\n";
+const DISKS: &str = r#"
+[dev.block0]
+driver = "pci-virtio-block"
+pci-path = "0.4.0"
+block_dev = "memory"
+[block_dev.memory]
+type = "mem-async"
+size = "16M"
+[dev.block1]
+driver = "pci-virtio-block"
+pci-path = "0.5.0"
+block_dev = "file"
+[block_dev.file]
+type = "file"
+path = "disk.img"
+"#;
+
+/// Prints minimum, median and maximum of each variant; the variants take turns.
 pub fn run() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let file = directory.path().join("vm.toml");
-    std::fs::write(
-        &file,
-        "[main]\nname = \"start\"\ncpus = 1\nmemory = 128\nkernel = \"builtin:selftest\"\ncmdline = \"mode=poweroff\"\n\n[char_dev.ttya]\ntype = \"stdio\"\n",
-    )?;
-    let mut times = Vec::new();
-    for _ in 0..RUNS {
-        times.push(once(&file)?);
+    std::fs::File::create(directory.path().join("disk.img"))?.set_len(16 << 20)?;
+    let mut variants = Vec::new();
+    for (name, profile, tables) in [
+        ("no plugin", "none", String::new()),
+        ("2 plugins (uart, console)", "propolis", SERIAL.to_owned()),
+        (
+            "5 plugins (and virtio-block, memory, file)",
+            "propolis",
+            format!("{SERIAL}{DISKS}"),
+        ),
+    ] {
+        let file = directory.path().join(format!("{}.toml", variants.len()));
+        let main = format!(
+            "[main]\nname = \"start\"\ncpus = 1\nmemory = 128\nprofile = \"{profile}\"\nkernel = \"builtin:selftest\"\ncmdline = \"mode=poweroff\"\n"
+        );
+        std::fs::write(&file, main + &tables)?;
+        variants.push(Variant {
+            name,
+            file,
+            first: Vec::new(),
+            end: Vec::new(),
+        });
     }
-    times.sort();
-    let show = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
-    println!(
-        "first byte after {} / {} / {} ms (min / median / max of {RUNS})",
-        show(times[0]),
-        show(times[RUNS / 2]),
-        show(times[RUNS - 1])
-    );
+    for _ in 0..RUNS {
+        for variant in &mut variants {
+            let (first, end) = once(&variant.file)?;
+            variant.first.extend(first);
+            variant.end.push(end);
+        }
+    }
+    for variant in &mut variants {
+        if !variant.first.is_empty() {
+            println!(
+                "{}: first byte after {}",
+                variant.name,
+                spread(&mut variant.first)
+            );
+        }
+        println!(
+            "{}: power off and exit after {}",
+            variant.name,
+            spread(&mut variant.end)
+        );
+    }
     Ok(())
 }
 
-fn once(file: &std::path::Path) -> Result<Duration> {
+fn spread(times: &mut [Duration]) -> String {
+    times.sort();
+    let show = |time: Duration| format!("{:.2}", time.as_secs_f64() * 1e3);
+    format!(
+        "{} / {} / {} ms (min / median / max of {})",
+        show(times[0]),
+        show(times[times.len() / 2]),
+        show(times[times.len() - 1]),
+        times.len()
+    )
+}
+
+/// Runs the VM once: time to its first byte, if it writes any, and to its end.
+fn once(file: &Path) -> Result<(Option<Duration>, Duration)> {
     let start = Instant::now();
+    let directory = file.parent().context("a VM file without a directory")?;
     let mut child = Command::new(workspace::host(Profile::Release))
+        .current_dir(directory)
         .args(["--log-level", "error"])
         .arg(file)
         .stdin(Stdio::null())
@@ -43,12 +113,15 @@ fn once(file: &std::path::Path) -> Result<Duration> {
         .context("cannot run vmm-host")?;
     let mut stream = child.stdout.take().context("no output stream")?;
     let mut byte = [0];
-    stream
-        .read_exact(&mut byte)
-        .context("vmm-host ended before the guest wrote a byte")?;
+    let first = stream.read(&mut byte)?;
     let elapsed = start.elapsed();
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest)?;
-    child.wait()?;
-    Ok(elapsed)
+    let status = child.wait()?;
+    ensure!(
+        status.success(),
+        "vmm-host {} ended with {status}",
+        file.display()
+    );
+    Ok(((first > 0).then_some(elapsed), start.elapsed()))
 }

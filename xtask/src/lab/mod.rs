@@ -4,7 +4,7 @@
 //! Debian kernel under QEMU's TCG with emulated SVM, whose /dev/kvm is real. `tests/lab/README.md`
 //! describes the jobs. Everything is made from Debian packages below `target/lab`.
 
-mod cpio;
+pub mod cpio;
 mod direct;
 mod images;
 mod job;
@@ -15,7 +15,7 @@ use crate::workspace::Profile;
 use crate::{kvm, workspace};
 use anyhow::{Result, bail};
 use clap::Subcommand;
-pub use images::Lab;
+pub use images::{Lab, needed_libraries};
 pub use job::Job;
 use std::path::PathBuf;
 
