@@ -3,11 +3,12 @@
 mod build;
 mod signals;
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 
 use crate::boot::{self, DirectBoot, Image};
 use crate::config::{Loaded, VmConfig};
@@ -96,6 +97,8 @@ struct Vm {
     kernel: Image,
     initrd: Option<Image>,
     messages: Receiver<Message>,
+    /// Messages that came during a restart.
+    waiting: VecDeque<Message>,
     timeline: Arc<Timeline>,
     asked_to_stop: bool,
 }
@@ -130,12 +133,12 @@ impl Vm {
             log::info!("the guest starts after {reason}");
         }
         while !self.shared.startup.reasons().is_empty() {
-            match self
-                .messages
-                .recv()
-                .context("nobody is left to end the wait")?
-            {
-                Message::Released => {}
+            let Some(message) = self.receive()? else {
+                continue;
+            };
+            match message {
+                // There is no guest yet that a reset could restart.
+                Message::Released | Message::Event(VmEvent::Reset) => {}
                 Message::Signal(signal) => {
                     log::info!(
                         "{}: ends before the guest has started",
@@ -170,24 +173,18 @@ impl Vm {
             used: restart,
         };
         let entry = boot::load(memory, &direct)?;
-        self.vcpus
-            .for_each(|cpu, vcpu| if cpu == 0 { entry.apply(vcpu) } else { Ok(()) })
+        self.vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
     }
 
     /// Acts on messages until the VM ends.
     fn serve(&mut self) -> Result<u8> {
         loop {
-            let next = match self.messages.recv_timeout(HALT_CHECK) {
-                Ok(Message::Event(event)) => self.handle(event)?,
-                Ok(Message::Signal(signal)) => self.signalled(signal),
-                Ok(Message::Released) => Next::GoOn,
-                Err(RecvTimeoutError::Timeout) if self.vcpus.find_halt() => {
-                    self.handle(VmEvent::Halt)?
-                }
-                Err(RecvTimeoutError::Timeout) => Next::GoOn,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(anyhow!("nobody is left to end the VM"));
-                }
+            let next = match self.receive()? {
+                Some(Message::Event(event)) => self.handle(event)?,
+                Some(Message::Signal(signal)) => self.signalled(signal),
+                Some(Message::Released) => Next::GoOn,
+                None if self.vcpus.find_halt() => self.handle(VmEvent::Halt)?,
+                None => Next::GoOn,
             };
             if let Next::Exit(code) = next {
                 return Ok(code);
@@ -246,12 +243,29 @@ impl Vm {
         self.load_guest(true)?;
         self.objects.devices.iter().try_for_each(Device::resume)?;
         self.asked_to_stop = false;
-        // What CPUs reported while they were being held belongs to the life that has ended.
-        while let Ok(Message::Event(VmEvent::Reset | VmEvent::TripleFault)) =
-            self.messages.try_recv()
-        {}
+        self.forget_resets();
         self.vcpus.resume();
         Ok(Next::GoOn)
+    }
+
+    /// What CPUs reported while they were being held belongs to the life that has ended; anything else waits its turn.
+    fn forget_resets(&mut self) {
+        let reset =
+            |m: &Message| matches!(m, Message::Event(VmEvent::Reset | VmEvent::TripleFault));
+        self.waiting
+            .extend(self.messages.try_iter().filter(|m| !reset(m)));
+    }
+
+    /// The next message; `None` if there is none for [`HALT_CHECK`].
+    fn receive(&mut self) -> Result<Option<Message>> {
+        if let Some(message) = self.waiting.pop_front() {
+            return Ok(Some(message));
+        }
+        match self.messages.recv_timeout(HALT_CHECK) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody is left to end the VM")),
+        }
     }
 
     /// Takes everything down.

@@ -100,18 +100,22 @@ impl Entry {
         Ok(Self { registers })
     }
 
-    /// Gives this state to CPU 0, which is in power-on state and not running. The other CPUs need none: the kernel
-    /// starts them.
+    /// Does firmware's part for CPU `cpu`, which is in power-on state and not running: memory types on every CPU, for a
+    /// kernel compares them, and the entry's registers on CPU 0. The kernel starts the others itself.
     ///
     /// # Errors
     /// The hypervisor refused.
-    pub fn apply(&self, vcpu: &mut impl Vcpu) -> Result<()> {
+    pub fn apply(&self, cpu: u32, vcpu: &mut impl Vcpu) -> Result<()> {
         let (index, value) = MTRR_DEF_TYPE;
         if let Err(error) = vcpu.set_msr(index, value) {
             // A guest without MTRRs takes all memory for write-back anyway.
             log::debug!("No MTRRs: {error:#}");
         }
-        vcpu.set_registers(&self.registers)
+        if cpu == 0 {
+            vcpu.set_registers(&self.registers)
+        } else {
+            Ok(())
+        }
     }
 
     /// Guest physical address of the first instruction.

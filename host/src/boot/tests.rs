@@ -249,7 +249,7 @@ fn an_elf_program_runs_in_64_bit_mode() {
             ..boot(&kernel, None, "Zz")
         };
         let entry = load(vm.memory(), &direct).unwrap();
-        entry.apply(&mut vcpu).unwrap();
+        entry.apply(0, &mut vcpu).unwrap();
         let mut ports = Ports(Vec::new(), vcpu.kick_handle());
         let exit = vcpu.run(&mut ports).unwrap();
         assert!(matches!(exit, Exit::Kicked), "{exit:?}");

@@ -1,5 +1,6 @@
 //! Builds a VM: plugins, memory, backends, devices, CPUs, in this order.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -65,7 +66,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     for backend in &config.backends {
         objects.backends.push(
             plugins
-                .backend(backend, shared)
+                .backend(backend, config.backend_on_fault(backend), shared)
                 .with_context(|| place(&backend.label(), &backend.place))?,
         );
     }
@@ -109,6 +110,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         kernel,
         initrd,
         messages,
+        waiting: VecDeque::new(),
         timeline,
         asked_to_stop: false,
     })
@@ -162,13 +164,18 @@ impl Plugins {
         })
     }
 
-    fn backend(&mut self, config: &BackendConfig, shared: &'static Shared) -> Result<Arc<Object>> {
+    fn backend(
+        &mut self,
+        config: &BackendConfig,
+        on_fault: OnFault,
+        shared: &'static Shared,
+    ) -> Result<Arc<Object>> {
         let plugin = self.loader.load(&config.backend.plugin)?;
         let kind = match config.kind {
             BackendKind::Block => KIND_BLOCK,
             BackendKind::Char => KIND_CHAR,
         };
-        let instance = Instance::new(config.label(), title(&plugin), OnFault::Stop, shared);
+        let instance = Instance::new(config.label(), title(&plugin), on_fault, shared);
         let name = &config.backend.backend().name;
         let object = Object::create(
             &plugin,
