@@ -174,6 +174,7 @@ __attribute__((visibility("default"))) const VmmRoot VMM_PLUGIN = {
     .magic = VMM_MAGIC,
     .abi_major = VMM_ABI_MAJOR,
     .abi_minor = VMM_ABI_MINOR,
+    .flags = VMM_FLAG_UNWIND, /* no panic ends the process: C has none */
     .manifest = (const uint8_t *)MANIFEST,
     .manifest_len = sizeof MANIFEST - 1,
     .init = init,

@@ -18,7 +18,8 @@ pub(crate) fn install_panic_hook() {
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if CATCHING.try_with(Cell::get).unwrap_or(0) == 0 {
+            // Without unwinding nothing is caught: these are the process's last words.
+            if cfg!(panic = "abort") || CATCHING.try_with(Cell::get).unwrap_or(0) == 0 {
                 return previous(info);
             }
             let text = info

@@ -119,7 +119,8 @@
 #define VMM_ABI_MINOR 0
 
 /*
- `Root::flags`: panics unwind in this plugin, so its thunks can catch them. Without it a panic ends the process.
+ `Root::flags`: panics unwind in this plugin, so its thunks can catch them, or there are none, as in C. Without it a panic
+ ends the process.
  */
 #define VMM_FLAG_UNWIND 1
 

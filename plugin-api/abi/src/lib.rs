@@ -40,7 +40,8 @@ pub const ROOT_SYMBOL: &str = "VMM_PLUGIN";
 /// The ELF section that holds the manifest text.
 pub const MANIFEST_SECTION: &str = ".vmm.plugin";
 
-/// [`Root::flags`]: panics unwind in this plugin, so its thunks can catch them. Without it a panic ends the process.
+/// [`Root::flags`]: panics unwind in this plugin, so its thunks can catch them, or there are none, as in C. Without it a panic
+/// ends the process.
 pub const FLAG_UNWIND: u32 = 1;
 /// [`Root::flags`]: built with debug assertions.
 pub const FLAG_DEBUG: u32 = 2;

@@ -136,7 +136,8 @@ impl<V: Variant> Plugin<V> {
         magic: vmm_abi::MAGIC,
         abi_major: vmm_abi::ABI_MAJOR,
         abi_minor: V::ABI_MINOR,
-        flags: 0,
+        // Nothing in it panics.
+        flags: vmm_abi::FLAG_UNWIND,
         reserved: 0,
         manifest: V::MANIFEST.as_ptr(),
         manifest_len: V::MANIFEST.len(),
