@@ -63,6 +63,30 @@ pub enum OnFault {
     Fail,
 }
 
+impl VmConfig {
+    /// What a fault of the plugin behind a backend means: the VM stops, unless every device that uses the backend, itself or
+    /// through other backends, may fail.
+    pub fn backend_on_fault(&self, backend: &BackendConfig) -> OnFault {
+        let uses = |options: &[(String, OptionValue)]| {
+            options.iter().any(|(_, value)| {
+                matches!(value, OptionValue::Ref(kind, name) if *kind == backend.kind && *name == backend.name)
+            })
+        };
+        let devices = self.devices.iter().filter(|user| uses(&user.options));
+        // References make no circles, which was checked.
+        let backends = self.backends.iter().filter(|user| uses(&user.options));
+        let mut users = devices
+            .map(|user| user.on_fault)
+            .chain(backends.map(|user| self.backend_on_fault(user)))
+            .peekable();
+        let used = users.peek().is_some();
+        match used && users.all(|on_fault| on_fault == OnFault::Fail) {
+            true => OnFault::Fail,
+            false => OnFault::Stop,
+        }
+    }
+}
+
 /// A place in a VM file, for messages after the configuration has been read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {

@@ -119,7 +119,7 @@ impl Device {
         let mut error = Collected::default();
         let sink = error.sink();
         match call(&raw const sink) {
-            code if code < 0 => bail!(
+            code if code < 0 && !self.instance().goes_on() => bail!(
                 "{} does not {what}: {}",
                 self.instance().label(),
                 error.or_errno(code)

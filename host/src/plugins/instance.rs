@@ -119,6 +119,11 @@ impl Instance {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// Whether the VM goes on after the fault that the object has reported.
+    pub(super) fn goes_on(&self) -> bool {
+        self.failed() && matches!(self.on_fault, OnFault::Fail)
+    }
+
     /// The object exists: it can be called from now on.
     pub(super) fn attach(&'static self, this: *mut c_void, events: Option<&'static EventsTable>) {
         let _ = self.events.set((this as usize, events));
@@ -157,15 +162,21 @@ impl Instance {
         if self.failed.swap(true, Ordering::AcqRel) {
             return;
         }
-        let what = format!("{}, {}, in {method}: {text}", self.plugin, self.label);
+        // Here and not by whoever stops the VM: while it is created or ended, nobody waits for events.
+        log::error!("{}, {}, in {method}: {text}", self.plugin, self.label);
         if self.events.get().is_none() {
             // Creation fails, and reports so itself.
-            return log::error!("{what}");
+            return;
         }
         match self.on_fault {
-            OnFault::Stop => (self.shared.events)(VmEvent::Fault { text: what }),
+            OnFault::Stop => (self.shared.events)(VmEvent::Fault {
+                text: format!("{} has failed", self.label),
+            }),
             OnFault::Fail => {
-                log::error!("{what}: the guest goes on without it (on_fault = \"fail\")");
+                log::warn!(
+                    "{} has failed: the guest goes on without it (on_fault = \"fail\")",
+                    self.label
+                );
                 if let Some(wiring) = self.wiring.get() {
                     // A dead device must not hold an interrupt line that others share; one without pins has none to release.
                     let _ = wiring.level(0, false);

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-use vmm_abi::{ABI_MAJOR, ABI_MINOR, FLAG_DEBUG, FLAG_UNWIND, MAGIC, ROOT_SYMBOL, Root};
+use vmm_abi::{
+    ABI_MAJOR, ABI_MINOR, FLAG_DEBUG, FLAG_UNWIND, MAGIC, MANIFEST_SECTION, ROOT_SYMBOL, Root,
+};
 
 use super::process;
 use super::search::Plugin;
@@ -107,6 +109,9 @@ fn check(root: &Root, plugin: &Plugin) -> Result<()> {
             root.abi_minor
         );
     }
+    if root.manifest.is_null() {
+        bail!("its root carries no manifest: it has to be the text that the file's section holds");
+    }
     // SAFETY: the root of our ABI major carries the manifest's bytes as a static.
     let manifest = unsafe { std::slice::from_raw_parts(root.manifest, root.manifest_len) };
     let trim = |bytes: &[u8]| {
@@ -117,7 +122,7 @@ fn check(root: &Root, plugin: &Plugin) -> Result<()> {
     };
     if manifest[..trim(manifest)] != *plugin.manifest.source.trim_end_matches('\0').as_bytes() {
         bail!(
-            "its manifest has changed since it was inspected: it was replaced meanwhile, run again"
+            "its manifest is not the text in its section {MANIFEST_SECTION}: build it again; if it was replaced meanwhile, run again"
         );
     }
     if root.flags & FLAG_UNWIND == 0 {
