@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use rustix::fs::{Mode, OFlags, SeekFrom};
@@ -22,6 +23,9 @@ use crate::transfer::{Direction, bounced, transfer};
 pub const MAX_SEGMENTS: u32 = 256;
 /// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
 const MAX_DISCARD: u32 = 128 << 20;
+/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
+/// starts a killed VM again must not be told that it still runs.
+const HANDOVER: Duration = Duration::from_millis(500);
 /// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
 const ZEROES: usize = 64 << 10;
 
@@ -313,16 +317,32 @@ fn open(path: &Path, settings: &Settings) -> Result<File> {
     Err(io::Error::from(error)).context(advice)
 }
 
+/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
+fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
+    let end = Instant::now() + HANDOVER;
+    loop {
+        match lock(file.as_fd(), exclusive) {
+            Err(error) if held(&error) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether somebody else has the lock.
+fn held(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
+    )
+}
+
 fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
     let name = path.display();
-    match lock(file.as_fd(), !read_only) {
+    match lock_soon(file, !read_only) {
         Ok(()) => Ok(()),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
-            ) =>
-        {
+        Err(error) if held(&error) => {
             let advice = if read_only {
                 format!(
                     "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
