@@ -1,7 +1,9 @@
-//! SIGINT and SIGTERM as messages.
+//! Signals that ask for the end as messages, and one that must not end anything.
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::{Mailbox, Message};
@@ -13,6 +15,9 @@ use super::{Mailbox, Message};
 pub(super) fn deliver(mailbox: &Mailbox) -> Result<()> {
     let mut signals =
         Signals::new([SIGINT, SIGTERM, SIGHUP]).context("signals can't be handled")?;
+    // A write beyond the limit on file sizes is then an error of that write (EFBIG), which a guest sees as its disk's, and not
+    // the end of the process. Nobody looks at the flag.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("signals can't be handled")?;
     let sender = mailbox.sender.clone();
     let deliver = move || {
         for signal in signals.forever() {
