@@ -1,13 +1,11 @@
 //! Builds the plugin as its Makefile says, loads it and plays its guest.
 
-#![allow(unsafe_code)] // loads a shared object
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use vmm_plugin_api::Result;
 use vmm_plugin_api::abi::{MAGIC, Root};
-use vmm_plugin_api::testing::{FakeDevice, FakeHost};
+use vmm_plugin_api::testing::{FakeDevice, FakeHost, load};
 
 /// The plugin's file, in `dir`.
 fn build(dir: &Path) -> PathBuf {
@@ -26,18 +24,9 @@ fn build(dir: &Path) -> PathBuf {
     out
 }
 
-fn root() -> &'static Root {
-    let dir = tempfile::tempdir().expect("folder");
-    // SAFETY: the plugin has no initialisers; like the host, this never unloads it.
-    let library = Box::leak(Box::new(
-        unsafe { libloading::Library::new(build(dir.path())) }.expect("load"),
-    ));
-    // SAFETY: by the ABI the symbol is a static `Root`.
-    unsafe {
-        *library
-            .get::<&'static Root>(b"VMM_PLUGIN\0")
-            .expect("the root")
-    }
+fn root() -> Result<&'static Root> {
+    let dir = tempfile::tempdir()?;
+    load(build(dir.path()))
 }
 
 fn read(device: &FakeDevice, count: usize) -> String {
@@ -48,7 +37,7 @@ fn read(device: &FakeDevice, count: usize) -> String {
 
 #[test]
 fn a_plugin_in_c_works_like_one_in_rust() -> Result<()> {
-    let (root, host) = (root(), FakeHost::new(1 << 20));
+    let (root, host) = (root()?, FakeHost::new(1 << 20));
     assert_eq!(root.magic, MAGIC);
     let device = host.device(
         root,

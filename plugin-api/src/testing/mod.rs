@@ -1,11 +1,20 @@
 //! A fake host: runs any device or backend, through the same ABI tables as the real one, without a VM.
 //!
-//! ```ignore
-//! let host = FakeHost::new(16 << 20);
-//! let disk = host.block(&vmm_plugin_memory::VMM_PLUGIN, "mem-async", &[("size", (1u64 << 20).into())])?;
-//! let dev = host.device(&VMM_PLUGIN, "pci-virtio-block", &[("block_dev", (&disk).into())])?;
-//! dev.start()?;
-//! dev.write(2, 0x14, 1, 1);
+//! ```no_run
+//! use vmm_plugin_api::abi::Root;
+//! use vmm_plugin_api::testing::{FakeHost, load};
+//!
+//! /// `plugin` is the `VMM_PLUGIN` of the crate under test; its disk comes from another plugin.
+//! fn test(plugin: &'static Root) -> vmm_plugin_api::Result<()> {
+//!     let host = FakeHost::new(16 << 20);
+//!     let disk = host.block(load("acme-disk")?, "acme-disk", &[("size", (1u64 << 20).into())])?;
+//!     let dev = host.device(plugin, "acme-widget", &[("block_dev", (&disk).into())])?;
+//!     dev.start()?;
+//!     dev.write(2, 0x14, 1, 1);
+//!     assert_eq!(dev.read(2, 0x14, 1), 1);
+//!     assert!(host.faults().is_empty());
+//!     Ok(())
+//! }
 //! ```
 //!
 //! The test plays the guest (register access, memory) and the I/O thread ([`FakeHost::poll`]), so what happens is in its hands.
@@ -13,6 +22,7 @@
 
 mod driver;
 mod instance;
+mod load;
 mod memory;
 mod object;
 
@@ -22,9 +32,10 @@ use std::time::{Duration, Instant};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE, Root};
 
 use crate::{GuestMemory, Result};
-use instance::Instance;
-use memory::Ram;
 pub use driver::{Buffer, DriverQueue, VirtioDriver};
+use instance::Instance;
+pub use load::load;
+use memory::Ram;
 pub use object::{Backend, FakeDevice, Value};
 
 /// A host that lends memory, interrupts, doorbells, events and the rest, and records what a plugin does with them.

@@ -1,6 +1,5 @@
 //! The device on the real backends, each from its shared object, with many requests in flight.
 
-#![allow(unsafe_code)] // loads plugins
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -8,33 +7,10 @@ mod support;
 use std::collections::BTreeMap;
 
 use support::*;
-use vmm_plugin_api::abi::{MAGIC, Root};
-use vmm_plugin_api::testing::{Backend, FakeHost, Value};
+use vmm_plugin_api::testing::{Backend, FakeHost, Value, load};
 use vmm_plugin_virtio_block::VMM_PLUGIN;
 
 const SECTORS: u64 = 8192;
-
-/// The root of the plugin `name` that cargo has built beside this test. It stays loaded.
-fn plugin(name: &str) -> &'static Root {
-    let test = std::env::current_exe().unwrap();
-    let file = format!(
-        "{}{name}{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    );
-    let path = test.parent().unwrap().join(file);
-    // SAFETY: our own plugin, whose initialisers do nothing.
-    let library = unsafe { libloading::Library::new(&path) };
-    let library = library.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let library = Box::leak(Box::new(library));
-    // SAFETY: the exported symbol of every plugin is a `Root`.
-    let root: libloading::Symbol<'static, *const Root> =
-        unsafe { library.get(b"VMM_PLUGIN\0") }.unwrap();
-    // SAFETY: as above; the library is never unloaded.
-    let root: &'static Root = unsafe { &**root };
-    assert_eq!(root.magic, MAGIC);
-    root
-}
 
 /// Random reads, writes, flushes and zeroing, up to 32 at a time, compared with a copy kept here.
 fn torture(backend: impl Fn(&FakeHost) -> Backend, queues: u64) {
@@ -104,7 +80,7 @@ fn torture(backend: impl Fn(&FakeHost) -> Backend, queues: u64) {
 
 #[test]
 fn memory() {
-    let root = plugin("vmm_plugin_memory");
+    let root = load("vmm-plugin-memory").unwrap();
     let options: [(&str, Value); 3] = [
         ("size", (SECTORS * 512).into()),
         ("block_size", 512u64.into()),
@@ -115,7 +91,7 @@ fn memory() {
 
 #[test]
 fn file_through_the_page_cache_and_around_it() {
-    let root = plugin("vmm_plugin_file");
+    let root = load("vmm-plugin-file").unwrap();
     for direct in [false, true] {
         let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         image.as_file().set_len(SECTORS * 512).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Figures are minima over many short samples, taken in turns, so that other load on the machine hardly shows.
 
-#![allow(unsafe_code)] // loads a shared object
+#![allow(unsafe_code)] // calls tables as the host does
 
 use std::ffi::c_void;
 use std::hint::black_box;
@@ -11,26 +11,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use vmm_bench::{Direct, Register};
 use vmm_plugin_api::abi::device::{IO, IoTable};
-use vmm_plugin_api::abi::{self, Iface, KIND_DEVICE, MAGIC, Obj, Root, Sink, Str};
-use vmm_plugin_api::testing::FakeHost;
+use vmm_plugin_api::abi::{self, Iface, KIND_DEVICE, Obj, Root, Sink, Str};
+use vmm_plugin_api::testing::{FakeHost, load};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp};
 
 const SAMPLES: usize = 3000;
 const CALLS: u32 = 2000;
 const DEPTH: u64 = 32;
-
-/// The plugin beside this program.
-fn load() -> Result<&'static Root> {
-    let program = std::env::current_exe()?;
-    let path = program.with_file_name("libvmm_bench.so");
-    // SAFETY: our own plugin has no initialisers; it is never unloaded.
-    let library = unsafe { libloading::Library::new(&path) };
-    let library = library.with_context(|| format!("cannot load {}", path.display()))?;
-    // SAFETY: by the ABI the symbol is a static `Root`.
-    let root = unsafe { *Box::leak(Box::new(library)).get::<&'static Root>(b"VMM_PLUGIN\0")? };
-    ensure!(root.magic == MAGIC, "{} is no plugin", path.display());
-    Ok(root)
-}
 
 /// Nanoseconds for each of `count` runs of `f`.
 fn sample(count: u32, mut f: impl FnMut()) -> f64 {
@@ -149,7 +136,7 @@ fn batch(host: &FakeHost, root: &'static Root) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let (host, root) = (FakeHost::new(1 << 20), load()?);
+    let (host, root) = (FakeHost::new(1 << 20), load("vmm-bench")?);
     region(root)?;
     batch(&host, root)
 }

@@ -6,8 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use vmm_plugin_api::abi::Root;
-use vmm_plugin_api::testing::{Backend, FakeDevice, FakeHost};
+use vmm_plugin_api::testing::{Backend, FakeDevice, FakeHost, load};
 use vmm_plugin_uart::VMM_PLUGIN;
 
 pub const DATA: u64 = 0;
@@ -94,20 +93,6 @@ fn socket(host: &FakeHost, path: &Path) -> Backend {
         ("wait", false.into()),
         ("buffer", (1u64 << 20).into()),
     ];
-    host.char(console(), "socket", &options).unwrap()
-}
-
-/// The console plugin, loaded from beside the test program: two plugins can't be linked into one program, since both export
-/// their root under the same name.
-#[allow(unsafe_code)] // dlopen
-fn console() -> &'static Root {
-    let beside = std::env::current_exe()
+    host.char(load("vmm-plugin-console").unwrap(), "socket", &options)
         .unwrap()
-        .with_file_name("libvmm_plugin_console.so");
-    // SAFETY: the plugin was built with this test and has no load-time code of its own; the library is never closed, so its
-    // root lives as long as the process.
-    unsafe {
-        let library = Box::leak(Box::new(libloading::Library::new(&beside).unwrap()));
-        *library.get::<&'static Root>(b"VMM_PLUGIN").unwrap()
-    }
 }
