@@ -80,7 +80,6 @@ impl Shared {
             }
             if wanted == RUNNING {
                 state.epoch += 1;
-                state.parked.fill(false);
             }
             self.changed.notify_all();
         }
@@ -107,6 +106,8 @@ impl Shared {
             }
         }
         *epoch = state.epoch;
+        // Not before: a thread that is to run and is held again before it has woken up never left.
+        state.parked[cpu as usize] = false;
         true
     }
 }

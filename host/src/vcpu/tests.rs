@@ -90,6 +90,21 @@ fn a_spinning_cpu_pauses_resumes_and_stops() {
     assert!(running.events.try_recv().is_err());
 }
 
+/// The hold may come before the threads have woken up, which happens when a guest resets as soon as it runs.
+#[test]
+fn cpus_held_right_after_their_start_are_parked() {
+    let program = guest!("guest_spin_again", "2: jmp 2b");
+    let test = "cpus_held_right_after_their_start_are_parked";
+    let Some(running) = start(test, program, 2) else {
+        return;
+    };
+    for _ in 0..200 {
+        running.set.resume();
+        running.set.pause(PATIENCE).unwrap();
+    }
+    running.set.stop(PATIENCE).unwrap();
+}
+
 #[test]
 fn a_second_cpu_starts_by_sipi_and_both_halt_for_good() {
     let program = guest!(
