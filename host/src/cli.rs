@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::config::source::Severity;
@@ -18,6 +19,8 @@ use crate::plugins::search::{SearchOptions, search};
 pub const EXIT_FAILURE: u8 = 1;
 /// The exit code for a VM file that is refused. (2 is a wrong command line, by clap.)
 pub const EXIT_CONFIG: u8 = 3;
+
+const USAGE: &str = "vmm-host [OPTIONS] <VM.toml>\n       vmm-host [OPTIONS] <COMMAND>";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +42,7 @@ Exit codes:
 
 /// Runs a virtual machine whose every device and backend is a plugin.
 #[derive(Debug, Parser)]
-#[command(name = "vmm-host", version = version(), after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "vmm-host", version = version(), override_usage = USAGE, after_help = EXAMPLES, subcommand_negates_reqs = true, arg_required_else_help = true, max_term_width = 100)]
 pub struct Arguments {
     /// The VM file to run
     #[arg(value_name = "VM.toml", required = true)]
@@ -111,6 +114,13 @@ fn version() -> String {
 pub fn main(run: impl FnOnce(Loaded, Instant) -> anyhow::Result<u8>) -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
+    if arguments.command.is_some() && arguments.file.is_some() {
+        // clap could forbid it only together with options before a command.
+        let text = "a VM file to run and a command: give one of them";
+        Arguments::command()
+            .error(ErrorKind::ArgumentConflict, text)
+            .exit();
+    }
     start_log(arguments.log_level, started);
     let options = SearchOptions::of_process(arguments.plugin_path);
     let code = match (arguments.command, arguments.file) {

@@ -392,3 +392,20 @@ fn a_plugin_can_be_described_by_any_of_its_names() {
         ran.stderr
     );
 }
+
+/// As for any other command: options mean the same on both sides of it.
+#[test]
+fn options_may_stand_before_the_command() {
+    let scene = scene_with("plugins/libx.so", plugin(&manifest("x", "thing")));
+    let before = scene.run(&["--plugin-path", "plugins", "plugins", "thing"]);
+    assert_eq!(before.code, Some(0), "{before:?}");
+    let after = scene.run(&["plugins", "thing", "--plugin-path", "plugins"]);
+    assert_eq!(before.stdout, after.stdout);
+    let both = scene.run(&["vm.toml", "check", "vm.toml"]);
+    assert_eq!(both.code, Some(2), "{both:?}");
+    assert!(
+        both.stderr.contains("a VM file to run and a command"),
+        "{}",
+        both.stderr
+    );
+}
