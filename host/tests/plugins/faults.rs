@@ -152,6 +152,27 @@ fn a_panic_while_the_vm_ends_is_reported() {
     }
 }
 
+/// A reset pauses devices. One that fails then is lost, and the guest starts again without it.
+#[test]
+fn a_panic_while_the_guest_resets() {
+    let name = "a_panic_while_the_guest_resets";
+    if !vm::possible(name) {
+        return;
+    }
+    for (policy, code) in [("", 1), ("on_fault = \"fail\"", 0)] {
+        let scene = vm::scene(&[PLUGIN]);
+        let device = format!("[dev.bad]\ndriver = \"test-panic\"\nwhere = \"pause\"\n{policy}");
+        let ended = vm::run_with(&scene, "", "mode=reboot-once", &device);
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(
+            ended.log.contains(&report("dev.bad", "pause", "pause")),
+            "{}",
+            ended.log
+        );
+        assert_eq!(ended.console.contains("second boot"), code == 0);
+    }
+}
+
 /// A disk whose backend panics: the guest's own checks find out, by I/O errors if the device may fail.
 fn disk(place: &str, on_fault: &str) -> Ended {
     let scene = vm::scene(&[PLUGIN, "vmm-plugin-virtio-block"]);
@@ -160,6 +181,21 @@ fn disk(place: &str, on_fault: &str) -> Ended {
          [block_dev.bad]\ntype = \"test-panic\"\nwhere = \"{place}\""
     );
     vm::run(&scene, "mode=hello checks=block", &tables)
+}
+
+/// A backend's queues and the backend itself end after the guest.
+#[test]
+fn a_panic_in_a_backend_that_ends_is_reported() {
+    let name = "a_panic_in_a_backend_that_ends_is_reported";
+    if !vm::possible(name) {
+        return;
+    }
+    for place in ["close_queue", "drop"] {
+        let ended = disk(place, "");
+        let expected = report("block_dev.bad", place, place);
+        assert!(ended.log.contains(&expected), "{}", ended.log);
+        assert!(ended.console.contains(" checks"), "{ended:?}");
+    }
 }
 
 #[test]

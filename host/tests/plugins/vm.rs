@@ -53,11 +53,16 @@ pub fn possible(test: &str) -> bool {
     }
 }
 
-/// Runs a guest that is asked for `cmdline`, in a VM with `tables` besides its serial port.
+/// Runs a guest that is asked for `cmdline`, in a VM with `tables` besides its serial port. A reset ends it with code 7.
 pub fn run(scene: &Scene, cmdline: &str, tables: &str) -> Ended {
+    run_with(scene, "exit_on_reboot = 7", cmdline, tables)
+}
+
+/// The same, with `main` in its table `[main]`.
+pub fn run_with(scene: &Scene, main: &str, cmdline: &str, tables: &str) -> Ended {
     let text = format!(
         "[main]\nname = \"t\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\ncmdline = \"{cmdline}\"\n\
-         exit_on_halt = 0\nexit_on_reboot = 7\nprofile = \"none\"\n\
+         exit_on_halt = 0\n{main}\nprofile = \"none\"\n\
          [dev.com1]\ndriver = \"lpc-uart\"\nport = \"com1\"\nchar_dev = \"tty\"\n\
          [char_dev.tty]\ntype = \"file\"\npath = \"console\"\n{tables}\n"
     );
