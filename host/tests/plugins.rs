@@ -8,6 +8,8 @@ mod fixture;
 
 #[path = "plugins/builds.rs"]
 mod builds;
+#[path = "plugins/descriptions.rs"]
+mod descriptions;
 #[path = "plugins/faults.rs"]
 mod faults;
 #[path = "plugins/generations.rs"]

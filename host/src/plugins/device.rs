@@ -206,8 +206,12 @@ fn isa_device(regions: &[RegionDesc], pins: &[PinDesc], hid: Option<String>) -> 
         let space = match r.kind {
             REGION_PIO => Space::Pio,
             REGION_MMIO => Space::Mmio,
-            _ => bail!(
+            REGION_BAR_IO | REGION_BAR_MEM32 | REGION_BAR_MEM64 => bail!(
                 "region {} is a BAR, but the device is no PCI function",
+                r.id
+            ),
+            kind => bail!(
+                "region {} is of a kind that this host does not know: {kind}",
                 r.id
             ),
         };
@@ -219,8 +223,9 @@ fn isa_device(regions: &[RegionDesc], pins: &[PinDesc], hid: Option<String>) -> 
         })
     });
     let pins = pins.iter().map(|p| {
-        let irq = u8::try_from(p.irq)
-            .with_context(|| format!("ISA interrupt {} is out of range", p.irq))?;
+        let Ok(irq) = u8::try_from(p.irq) else {
+            bail!("ISA interrupt {} is out of range: 0 to 15", p.irq)
+        };
         Ok(IsaPin {
             irq,
             level: p.trigger == TRIGGER_LEVEL,
@@ -256,8 +261,12 @@ fn pci_function(
             REGION_BAR_MEM32 => BarKind::Mmio32,
             REGION_BAR_MEM64 => BarKind::Mmio64,
             REGION_BAR_IO => BarKind::Io,
-            _ => bail!(
+            REGION_PIO | REGION_MMIO => bail!(
                 "region {} is at a fixed address, but the device is a PCI function",
+                r.id
+            ),
+            kind => bail!(
+                "region {} is of a kind that this host does not know: {kind}",
                 r.id
             ),
         };

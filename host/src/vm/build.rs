@@ -77,6 +77,8 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
             .devices
             .push(plugins.device(device, shared).with_context(place)?);
         if let Some(made) = objects.devices.last() {
+            // Its errors say whose they are.
+            let place = || device.place.to_string();
             isa.extend(connect(&machine, device, made).with_context(place)?);
         }
     }
@@ -234,16 +236,18 @@ fn connect(
                 bdf,
                 desc,
                 device.registers(),
-                device.live_capability()?,
+                device.live_capability().with_context(|| label.clone())?,
             )?;
             device.instance().connect(function);
             Ok(None)
         }
         (Description::Isa(_), Some(_)) => {
-            bail!("the manifest says that it is a PCI function, the plugin's object is none")
+            bail!(
+                "{label}: the manifest says that it is a PCI function, the plugin's object is none"
+            )
         }
         (Description::Pci(_), None) => {
-            bail!("the plugin's object is a PCI function, which its manifest does not say")
+            bail!("{label}: the plugin's object is a PCI function, which its manifest does not say")
         }
     }
 }
