@@ -41,16 +41,22 @@ enum Layout {
 
 /// The guest driver's side of any virtio-pci device.
 ///
-/// ```ignore
-/// let mut driver = VirtioDriver::modern(&host, &device)?;
-/// let features = driver.negotiate(u64::MAX)?;
-/// let mut queue = driver.queue(0, 64, 0)?; // queue 0 with 64 entries and MSI-X vector 0
-/// driver.ready()?;
-/// let data = driver.allocate(512, 512);
-/// queue.add(&[Buffer::readable(header, 16), Buffer::writable(data, 512), Buffer::writable(status, 1)]);
-/// queue.kick(&device);
-/// let (head, written) = queue.wait(Duration::from_secs(5)).expect("the device answers");
-/// assert_eq!(device.interrupts(0), 1);
+/// ```no_run
+/// use std::time::Duration;
+/// use vmm_plugin_api::testing::{Buffer, FakeDevice, FakeHost, VirtioDriver};
+///
+/// fn test(host: &FakeHost, device: &FakeDevice) -> vmm_plugin_api::Result<()> {
+///     let mut driver = VirtioDriver::modern(host, device)?;
+///     let features = driver.negotiate(u64::MAX)?;
+///     let mut queue = driver.queue(0, 64, 0)?; // queue 0 with 64 entries and MSI-X vector 0
+///     driver.ready()?;
+///     let (header, data) = (driver.allocate(16, 16), driver.allocate(512, 512));
+///     queue.add(&[Buffer::readable(header, 16), Buffer::writable(data, 512)]);
+///     queue.kick(device);
+///     let (head, written) = queue.wait(Duration::from_secs(5)).expect("the device answers");
+///     assert_eq!(device.interrupts(0), 1);
+///     Ok(())
+/// }
 /// ```
 ///
 /// Everything that a driver may do wrong can be done: [`DriverQueue::set_descriptor`] and [`DriverQueue::publish`] write
