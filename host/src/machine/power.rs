@@ -24,7 +24,7 @@ pub enum VmEvent {
     },
     /// A device or backend has failed for good, and its `on_fault` says that the VM stops.
     Fault {
-        /// Plugin, device, method and what happened.
+        /// Whose it is; what happened has been logged.
         text: String,
     },
     /// Someone outside the guest wants the VM to stop at once.
