@@ -5,15 +5,20 @@
 mod run;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
-use run::{STDIO, Scene, disk, kvm, vm};
+use run::{STDIO, Scene, disk, host_by, kvm, vm};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::tcgetattr;
 
 /// The socket without a wait for its first client.
 const NO_WAIT: &str = "[char_dev.ttya]\nwait = false\n";
 
-fn read_until(stream: &mut impl Read, what: &str) -> String {
+fn read_until(stream: &mut (impl Read + AsFd), what: &str) -> String {
     let mut text = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -21,6 +26,10 @@ fn read_until(stream: &mut impl Read, what: &str) -> String {
         if so_far.contains(what) {
             return so_far;
         }
+        let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
+        let limit = Timespec::try_from(run::PATIENCE).unwrap();
+        let ready = poll(&mut fds, Some(&limit)).unwrap();
+        assert!(ready > 0, "no {what:?} in time after {so_far}");
         match stream.read(&mut buffer) {
             Ok(len) if len > 0 => text.extend(&buffer[..len]),
             other => panic!("no {what:?}: {other:?} after {so_far}"),
@@ -233,8 +242,10 @@ fn a_pty_is_a_console() {
         .unwrap();
     let text = read_until(&mut terminal, "ready");
     assert!(text.contains("vmm-selftest"), "{text}");
-    terminal.write_all(b"typed\nquit\n").unwrap();
+    terminal.write_all(b"typed\n").unwrap();
     read_until(&mut terminal, "echo typed");
+    // What is said after this may be lost with the terminal.
+    terminal.write_all(b"quit\n").unwrap();
     drop(terminal);
     running.wait().exited(0);
     assert!(scene.files().is_empty(), "{:?}", scene.files());
@@ -254,4 +265,79 @@ fn a_file_gets_the_output() {
     let log = std::fs::read_to_string(scene.path("log")).unwrap();
     assert!(log.starts_with("before\n"), "{log}");
     assert_eq!(log.matches("vmm-selftest").count(), 2, "{log}");
+}
+
+/// `vmm-host vm.toml | head -1`
+#[test]
+fn output_that_nobody_reads_ends_nothing() {
+    if !kvm("output_that_nobody_reads_ends_nothing") {
+        return;
+    }
+    let scene = Scene::new();
+    let flood = "mode=flood bytes=100000";
+    scene
+        .start_with(host_by("\"$@\" | head -c 10"), &vm(flood, "", STDIO), &[])
+        .wait()
+        .exited(0)
+        .logged("the guest has turned its power off");
+    // A client that never reads.
+    let running = scene.start(&vm(flood, "", ""));
+    running.expect_log("the guest starts after");
+    let client = scene.connect("ttya");
+    running.wait().exited(0);
+    drop(client);
+}
+
+/// A terminal of our own: the side that a person is at, and the name of the other.
+fn terminal() -> (std::fs::File, PathBuf) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    (master.into(), name.into_string().unwrap().into())
+}
+
+#[test]
+fn a_terminal_is_restored_however_the_vm_ends() {
+    if !kvm("a_terminal_is_restored_however_the_vm_ends") {
+        return;
+    }
+    let scene = Scene::new();
+    let (mut person, name) = terminal();
+    // Held open, or the settings would go with the host.
+    let slave = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&name)
+        .unwrap();
+    let settings = || {
+        let modes = tcgetattr(&slave).unwrap();
+        (modes.input_modes, modes.output_modes, modes.local_modes)
+    };
+    let before = settings();
+    let script = format!("exec \"$@\" <{0} >{0}", name.display());
+    for (cmdline, typed, code) in [
+        ("mode=echo", "over the\x01\x01terminal\rquit\r", 0),
+        ("mode=echo", "\x01x", 0),
+        ("mode=bad-jump", "", 1),
+        ("mode=hang", "", 0),
+    ] {
+        let running = scene.start_with(host_by(&script), &vm(cmdline, "", STDIO), &[]);
+        let said = read_until(&mut person, if typed.is_empty() { "ing" } else { "ready" });
+        assert!(said.contains("vmm-selftest"), "{said}");
+        if code == 0 {
+            assert_ne!(settings(), before, "{cmdline}: raw");
+        }
+        person.write_all(typed.as_bytes()).unwrap();
+        if cmdline == "mode=hang" {
+            running.signal(Signal::INT);
+        }
+        let _ran = running.wait().exited(code);
+        assert_eq!(settings(), before, "{cmdline} {typed:?}");
+        if typed.contains("over") {
+            let said = read_until(&mut person, "bye");
+            assert!(said.contains("echo over the\x01terminal"), "{said}");
+        }
+    }
 }

@@ -28,10 +28,40 @@ fn a_guest_that_halts_for_good_is_noticed() {
     if !kvm("a_guest_that_halts_for_good_is_noticed") {
         return;
     }
-    Scene::new()
-        .run(&vm("mode=halt", "exit_on_halt = 9", STDIO))
-        .exited(9)
-        .logged("the guest has halted");
+    let scene = Scene::new();
+    // A second CPU that nobody has started does not hide it.
+    let [one, two] = [1, 2].map(|cpus| {
+        let main = format!("exit_on_halt = 9\ncpus = {cpus}");
+        scene.start(&vm("mode=halt", &main, STDIO))
+    });
+    one.wait().exited(9).logged("the guest has halted");
+    two.wait().exited(9).logged("the guest has halted");
+}
+
+/// A kernel that says so and then waits for interrupts, of which there are none.
+const IDLE: [u8; 11] = [
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'R', // mov al, 'R'
+    0xee, // out dx, al
+    0xfb, // sti
+    0xf4, // hlt
+    0xeb, 0xfc, // jmp to sti
+];
+
+#[test]
+fn an_idle_guest_is_not_taken_for_halted() {
+    if !kvm("an_idle_guest_is_not_taken_for_halted") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("kernel", elf(&IDLE));
+    let running = scene.start(&vm("", "kernel = \"kernel\"", STDIO));
+    running.expect("R");
+    // A guest that has halted for good is found within four seconds.
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    running.signal(Signal::TERM);
+    let ran = running.wait().exited(0).logged("asked to terminate");
+    assert!(!ran.err.contains("halted"), "{ran}");
 }
 
 #[test]
@@ -63,10 +93,11 @@ fn ten_reboots_in_a_row_leak_nothing() {
     if !kvm("ten_reboots_in_a_row_leak_nothing") {
         return;
     }
-    for mode in ["reboot", "reboot-ps2"] {
+    for (mode, cpus) in [("reboot", 1), ("reboot-ps2", 2)] {
         let scene = Scene::new();
         let rest = disk("type = \"mem-async\"\nsize = \"1M\"");
-        let running = scene.start(&vm(&format!("mode={mode}"), "", &rest));
+        let main = format!("cpus = {cpus}");
+        let running = scene.start(&vm(&format!("mode={mode}"), &main, &rest));
         running.expect_times(BANNER, 3);
         let before = holdings(running.id());
         running.expect_times(BANNER, 13);

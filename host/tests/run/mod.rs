@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// The longest that anything here may take; hundreds of times what it does take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const HOST: &str = env!("CARGO_BIN_EXE_vmm-host");
 const PLUGINS: [&str; 5] = ["uart", "console", "virtio-block", "file", "memory"];
