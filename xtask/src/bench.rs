@@ -41,6 +41,7 @@ const BENCHES: &[Bench] = &[
 ];
 
 mod abi;
+mod boots;
 mod disk;
 mod lab;
 mod start;

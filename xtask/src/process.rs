@@ -127,6 +127,11 @@ impl Running {
         text_of(&self.console, &self.log)
     }
 
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Writes to its standard input.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let stdin = self.child.stdin.as_mut().context("the input is closed")?;
@@ -143,8 +148,7 @@ impl Running {
             if self.output().contains(text) {
                 return true;
             }
-            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
-            if ended || start.elapsed() > limit {
+            if self.ended() || start.elapsed() > limit {
                 // What it wrote just before it ended may still be on its way.
                 std::thread::sleep(Duration::from_millis(50));
                 return self.output().contains(text);

@@ -3,33 +3,99 @@
 //! Level 1's clock counts executed instructions (`-icount`), so figures are work per request, on one processor, and repeat
 //! to about a percent on a busy machine. The image lies in level 1's memory: neither side waits for a real disk.
 
+use super::boots::{self, Figures, Test};
 use crate::lab::{Lab, cpio, needed_libraries};
 use crate::workspace::Profile;
-use crate::{packages, process, workspace};
+use crate::{packages, workspace};
 use anyhow::{Context, Result, ensure};
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(1500);
+/// For one host.
+const LIMIT: Duration = Duration::from_secs(420);
+const OURS: &str = "vmm-host";
+const PEER: &str = "qemu";
 /// Where QEMU's firmware files are in Debian, and which a `pc` machine with a direct kernel wants.
 const FIRMWARE: [&str; 3] = [
     "/usr/share/seabios/bios-256k.bin",
     "/usr/share/qemu/kvmvapic.bin",
     "/usr/share/qemu/linuxboot_dma.bin",
 ];
+/// First in every boot: what touches the guest's memory for the first time, and what fio costs without requests.
+const ALWAYS: [Test; 2] = [
+    Test {
+        name: "warm-up",
+        fio: "read:128k:libaio:8:400",
+    },
+    Test {
+        name: START_UP,
+        fio: "randread:4k:libaio:1:1",
+    },
+];
+const START_UP: &str = "start-up";
+const TESTS: [Test; 5] = [
+    Test {
+        name: "4k random read, depth 1",
+        fio: "randread:4k:psync:1:2000",
+    },
+    Test {
+        name: "4k random read, depth 32",
+        fio: "randread:4k:libaio:32:4000",
+    },
+    Test {
+        name: "4k random write, depth 1",
+        fio: "randwrite:4k:psync:1:2000",
+    },
+    Test {
+        name: "4k random write, depth 32",
+        fio: "randwrite:4k:libaio:32:4000",
+    },
+    Test {
+        name: "128k read, depth 8",
+        fio: "read:128k:libaio:8:1000",
+    },
+];
 
-/// Prints requests per second of both, and their ratio.
+/// Prints requests per second of both, their ratio, and exits for each request.
 pub fn run() -> Result<()> {
     let lab = Lab::prepare(Profile::Release)?;
     lab.level1_root()?;
     let initrd = level1(&lab)?;
-    let hosts = std::env::var("VMM_BENCH_HOSTS").unwrap_or_else(|_| "qemu,vmm-host".into());
-    let scale = std::env::var("VMM_BENCH_SCALE").unwrap_or_else(|_| "1".into());
-    let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
+    let qemu = packages::program("qemu-system-x86_64", "qemu-system-x86")?;
+    println!(
+        "level 1 starts for each host, at most {} s",
+        LIMIT.as_secs()
+    );
+    let measure = |host| {
+        boots::measure(host, &ALWAYS, &TESTS, LIMIT, |tests| {
+            boot(&qemu, &lab, &initrd, host, tests)
+        })
+    };
+    let (ours, peer) = (measure(OURS)?, measure(PEER)?);
+    print!("{}", table(&ours, &peer));
+    for (host, figures) in [(OURS, &ours), (PEER, &peer)] {
+        for (name, figure) in figures {
+            let broken = figure.as_ref().err().filter(|why| *why != boots::STUCK);
+            ensure!(
+                broken.is_none(),
+                "{host}, {name}: {}",
+                figure.as_ref().err().map_or("", String::as_str)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The command that boots level 1 for these tests.
+fn boot(qemu: &Path, lab: &Lab, initrd: &Path, host: &str, tests: &[&Test]) -> Command {
+    let tests: Vec<String> = tests
+        .iter()
+        .map(|test| format!("{}:{}", test.label(), test.fio))
+        .collect();
+    let mut command = Command::new(qemu);
     command
         .args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"])
         .args(["-machine", "pc", "-cpu", "max,xsave=off", "-m", "3072", "-no-reboot", "-nic", "none"])
@@ -37,65 +103,52 @@ pub fn run() -> Result<()> {
         .arg("-kernel")
         .arg(&lab.vmlinuz)
         .arg("-initrd")
-        .arg(&initrd)
+        .arg(initrd)
         .arg("-append")
         .arg(format!(
-            "console=ttyS0 quiet loglevel=3 panic=-1 lab.job=disk-bench bench.hosts={hosts} bench.scale={scale}"
+            "console=ttyS0 quiet loglevel=1 panic=-1 lab.job=disk-bench bench.host={host} bench.tests={}",
+            tests.join(",")
         ));
-    println!("level 1 starts, at most {} s", LIMIT.as_secs());
-    let outcome = process::bounded(&mut command, LIMIT, false)?;
-    print(&outcome.output);
-    let errors: Vec<&str> = outcome
-        .output
-        .lines()
-        .filter(|l| l.contains("-ERROR"))
-        .collect();
-    ensure!(
-        errors.is_empty() && outcome.output.contains("LAB-END"),
-        "the bench has not run to its end ({}):\n{}\n{}",
-        outcome.ending(),
-        errors.join("\n"),
-        outcome.tail(30)
-    );
-    Ok(())
+    command
 }
 
-/// The figures of each host by name of the measurement.
-fn print(console: &str) {
-    let mut figures: BTreeMap<&str, BTreeMap<&str, Vec<f64>>> = BTreeMap::new();
-    let mut host = "";
-    for line in console.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            ["BENCH-HOST", name, ..] => host = name,
-            ["BENCH", name, figure] => {
-                if let Ok(figure) = figure.parse() {
-                    figures
-                        .entry(name)
-                        .or_default()
-                        .entry(host)
-                        .or_default()
-                        .push(figure);
-                }
-            }
-            _ => {}
-        }
-    }
-    for (name, hosts) in figures.iter().filter(|(name, _)| **name != "warm-up") {
-        let list: Vec<String> = hosts
-            .iter()
-            .map(|(host, runs)| format!("{host} {runs:.0?}"))
-            .collect();
-        let best = |host: &str| {
-            hosts
-                .get(host)
-                .and_then(|runs| runs.iter().copied().reduce(f64::max))
+/// The report: a line for each test.
+fn table(ours: &Figures, peer: &Figures) -> String {
+    let mut text = format!(
+        "{:<26} {OURS:>9} {PEER:>9} {:>6}   exits per request: {OURS}, {PEER}\n",
+        "requests per second", "ratio"
+    );
+    for test in &TESTS {
+        let of = |figures: &Figures| {
+            let figure = *figures.get(test.name)?.as_ref().ok()?;
+            // fio's own exits are not the disk's.
+            let base = figures.get(START_UP)?.as_ref().ok()?.exits;
+            Some((figure.per_second, (figure.exits - base) / test.requests()))
         };
-        let ratio = best("vmm-host")
-            .zip(best("qemu"))
-            .map_or(String::new(), |(a, b)| format!("; {:.2} times", a / b));
-        println!("{name}: {} per second{ratio}", list.join(", "));
+        let word = |figures: &Figures| match figures.get(test.name) {
+            Some(Err(_)) => "stuck",
+            _ => "not run",
+        };
+        let (a, b) = (of(ours), of(peer));
+        let rate = |figure: Option<(f64, f64)>, figures| {
+            figure.map_or(word(figures).to_owned(), |(rate, _)| format!("{rate:.0}"))
+        };
+        let exits = |figure: Option<(f64, f64)>| {
+            figure.map_or("-".to_owned(), |(_, exits)| format!("{exits:.2}"))
+        };
+        let ratio = a
+            .zip(b)
+            .map_or("-".to_owned(), |(a, b)| format!("{:.2}", a.0 / b.0));
+        text += &format!(
+            "{:<26} {:>9} {:>9} {ratio:>6}   {}, {}\n",
+            test.name,
+            rate(a, ours),
+            rate(b, peer),
+            exits(a),
+            exits(b)
+        );
     }
+    text
 }
 
 /// A program with its libraries.
