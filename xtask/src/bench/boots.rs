@@ -1,9 +1,10 @@
 //! Boots level 1 until every test of one host has a figure, or has been tried often enough.
 //!
-//! A test may get stuck through no fault of the host that is measured: QEMU's emulated SVM now and then delivers an interrupt to
-//! the nested guest while its interrupt flag is clear. When that hits the handler of the same interrupt, the guest waits for a
-//! lock that it holds itself; its PAUSE instructions cost QEMU so much and count so little that level 1's clock all but stops
-//! too. So the time limit is this machine's, and a stuck test is tried again in a new boot.
+//! A test may fail through no fault of the host that is measured: QEMU 7.2's emulated SVM now and then delivers an interrupt to
+//! the nested guest while its interrupt flag is clear (the frame on the guest's stack says so). In the handler of the same
+//! interrupt, the guest then waits for a lock that it holds itself; its PAUSE instructions take QEMU so long and count so little
+//! that level 1's clock all but stops too. On the way back to user mode, it is a double fault and the guest panics. So the
+//! time limit is this machine's, and a test without an end is tried again in a new boot.
 
 use crate::process::{self, Outcome};
 use anyhow::{Result, bail};
