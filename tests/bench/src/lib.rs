@@ -97,7 +97,8 @@ pub struct NullQueue(VecDeque<BlockDone>);
 impl BlockQueue for NullQueue {
     fn submit(&mut self, batch: &[BlockRequest]) -> usize {
         let taken = batch.len().min(self.0.capacity() - self.0.len());
-        self.0.extend(batch[..taken].iter().map(|request| request.done(0)));
+        self.0
+            .extend(batch[..taken].iter().map(|request| request.done(0)));
         taken
     }
 
