@@ -143,8 +143,25 @@ fn guest_lints(report: &mut Report) {
     report.command(NAME, process::bounded(&mut command, BUILD, false));
 }
 
+/// Programs that unit tests use as independent judges, with their packages.
+const JUDGES: &[(&str, &str)] = &[("iasl", "acpica-tools"), ("cpio", "cpio"), ("cc", "gcc")];
+
+/// What a failed test wrote: cargo's tests print it below a line of its name.
+fn said_by(name: &str, output: &str) -> String {
+    let heading = format!("---- {name} stdout ----");
+    let below = output.split_once(&heading).map_or("", |(_, below)| below);
+    let own = below.lines().take_while(|line| !line.starts_with("---- "));
+    own.take(80).map(|line| format!("\n    | {line}")).collect()
+}
+
 /// Runs cargo's tests, says what each says, and takes their counts over.
 fn units(report: &mut Report) {
+    for (program, package) in JUDGES {
+        if let Err(error) = packages::program(program, package) {
+            // The test that wants it says that it is skipped.
+            println!("{error:#}");
+        }
+    }
     if let Err(error) = workspace::build(Profile::Debug) {
         report.fail("build", &format!("{error:#}"));
         return;
@@ -173,11 +190,9 @@ fn units(report: &mut Report) {
         } else if let Some(rest) = line.trim_start().strip_prefix("SKIPPED: ") {
             report.skip("unit test", rest);
         } else if line.starts_with("test ") && line.ends_with("FAILED") {
-            report.fail(
-                line.trim_start_matches("test ")
-                    .trim_end_matches(" ... FAILED"),
-                "see the output below",
-            );
+            let name = line.trim_start_matches("test ");
+            let name = name.trim_end_matches(" ... FAILED");
+            report.fail(name, &said_by(name, &outcome.output));
         }
     }
     report.add_passed(passed);

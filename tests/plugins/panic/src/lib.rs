@@ -64,8 +64,10 @@ impl Device for PanickingDevice {
     fn write(&self, _region: u32, _offset: u64, _width: u32, _value: u64) {
         self.place.reach("write");
         let place = self.place.clone();
-        if let Err(error) = self.host.spawn("test", move || place.reach("thread")) {
-            self.host.fault("write", &error.to_string());
+        // A device must not wait in a register access. This one does, so that its fault comes before the guest's next act.
+        match self.host.spawn("test", move || place.reach("thread")) {
+            Ok(thread) => drop(thread.join()),
+            Err(error) => self.host.fault("write", &error.to_string()),
         }
     }
 
