@@ -198,7 +198,8 @@ impl Shared {
     fn wait(&self, watched: &[(Key, Arc<OwnedFd>, u32)], until: Option<u64>) -> Vec<(Key, u32)> {
         let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
         fds.extend(watched.iter().map(|(_, fd, events)| {
-            let flags = PollFlags::from_bits_truncate(u16::try_from(*events).unwrap_or(0));
+            // `EVENT_*` are the poll flags' values; how wide those are differs by system.
+            let flags = PollFlags::from_bits_truncate((*events).try_into().unwrap_or_default());
             PollFd::from_borrowed_fd(fd.as_fd(), flags)
         }));
         let wait = until.map(|at| {
@@ -219,7 +220,7 @@ impl Shared {
             .zip(watched)
             .filter(|(fd, _)| !fd.revents().is_empty());
         ready
-            .map(|(fd, watch)| (watch.0, u32::from(fd.revents().bits())))
+            .map(|(fd, watch)| (watch.0, fd.revents().bits() as u32))
             .collect()
     }
 
