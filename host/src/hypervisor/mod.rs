@@ -8,10 +8,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::memory::GuestMemory;
+use rom::Rom;
 
 pub mod backing;
 #[cfg(target_os = "linux")]
 pub mod kvm;
+pub mod rom;
 #[cfg(test)]
 pub(crate) mod tests;
 #[cfg(not(target_os = "linux"))]
@@ -144,6 +146,20 @@ pub trait Vm: Send + Sync + Sized + 'static {
 
     /// The guest's RAM.
     fn memory(&self) -> &Arc<GuestMemory>;
+
+    /// Makes `len` zero bytes at guest address `gpa`, both whole pages, that the guest reads and executes without an exit.
+    /// Its writes there reach the [`ExitHandler`].
+    ///
+    /// # Errors
+    /// Out of memory, or the hypervisor has something else there.
+    fn create_rom(&self, gpa: u64, len: u64) -> anyhow::Result<Arc<Rom>>;
+
+    /// Takes a ROM of this VM out of the guest's sight, so that its reads reach the [`ExitHandler`] too, or puts it back.
+    /// Callable while vCPUs run.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn show_rom(&self, rom: &Rom, shown: bool) -> anyhow::Result<()>;
 
     /// The largest number of vCPUs this host allows.
     fn max_vcpus(&self) -> u32;

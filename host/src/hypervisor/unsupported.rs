@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::rom::Rom;
 use super::{Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
 use crate::memory::GuestMemory;
 
@@ -28,6 +29,14 @@ impl Vm for UnsupportedVm {
     }
 
     fn memory(&self) -> &Arc<GuestMemory> {
+        match self.0 {}
+    }
+
+    fn create_rom(&self, _: u64, _: u64) -> Result<Arc<Rom>> {
+        match self.0 {}
+    }
+
+    fn show_rom(&self, _: &Rom, _: bool) -> Result<()> {
         match self.0 {}
     }
 

@@ -5,6 +5,8 @@
 
 pub mod acpi;
 pub mod e820;
+pub mod flash;
+pub mod fw_cfg;
 mod i440fx;
 mod isa;
 pub mod pm;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
+use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
     Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
 };
@@ -21,6 +22,8 @@ pub struct Seen {
     pub next_route: u32,
     /// Space, address, width, value.
     pub doorbells: Vec<(Space, u64, u8, Option<u64>)>,
+    /// Address to whether the guest sees it.
+    pub roms: BTreeMap<u64, bool>,
     pub refuse_msi: bool,
     pub refuse_doorbells: bool,
     pub without_doorbells: bool,
@@ -77,6 +80,16 @@ impl Vm for FakeVm {
 
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    fn create_rom(&self, gpa: u64, len: u64) -> Result<Arc<Rom>> {
+        self.seen.lock().unwrap().roms.insert(gpa, true);
+        Ok(Arc::new(Rom::detached(gpa, len)?))
+    }
+
+    fn show_rom(&self, rom: &Rom, shown: bool) -> Result<()> {
+        self.seen.lock().unwrap().roms.insert(rom.gpa(), shown);
+        Ok(())
     }
 
     fn max_vcpus(&self) -> u32 {

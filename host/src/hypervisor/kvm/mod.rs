@@ -13,12 +13,12 @@ mod vcpu;
 use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
-    kvm_cpuid_entry2, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    KVM_API_VERSION, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
     kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_msi, kvm_pit_config,
     kvm_userspace_memory_region,
 };
@@ -28,6 +28,7 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 pub use vcpu::KvmVcpu;
 
+use super::rom::Rom;
 use super::{Doorbell, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
 use routing::Routing;
@@ -47,6 +48,8 @@ type SetIoeventfd = Setter<{ opcode::write::<kvm_ioeventfd>(KVMIO, 0x79) }, kvm_
 pub struct KvmVm {
     fd: VmFd,
     memory: Arc<GuestMemory>,
+    /// Each in the slot after those of the guest's RAM that its place here says. Kept, because the guest has them mapped.
+    roms: Mutex<Vec<Arc<Rom>>>,
     routing: Routing,
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_deadline: bool,
@@ -69,6 +72,7 @@ impl Vm for KvmVm {
         let routing = Routing::default();
         routing.install(&fd).with_context(describe)?;
         Ok(Self {
+            roms: Mutex::default(),
             routing,
             cpuid: cpuid.as_slice().to_vec(),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
@@ -81,6 +85,23 @@ impl Vm for KvmVm {
 
     fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    fn create_rom(&self, gpa: u64, len: u64) -> Result<Arc<Rom>> {
+        let mut roms = self.roms.lock().unwrap_or_else(PoisonError::into_inner);
+        let rom = Arc::new(Rom::new(gpa, len)?);
+        self.map_rom(&rom, roms.len(), true)?;
+        roms.push(Arc::clone(&rom));
+        Ok(rom)
+    }
+
+    fn show_rom(&self, rom: &Rom, shown: bool) -> Result<()> {
+        let roms = self.roms.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = roms
+            .iter()
+            .position(|other| std::ptr::eq(Arc::as_ptr(other), rom));
+        let index = known.context("It is no ROM of this VM")?;
+        self.map_rom(rom, index, shown)
     }
 
     fn max_vcpus(&self) -> u32 {
@@ -163,6 +184,21 @@ impl KvmVm {
         unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
     }
 
+    /// Sets the slot of ROM number `index`; a slot of no size is none.
+    fn map_rom(&self, rom: &Rom, index: usize, shown: bool) -> Result<()> {
+        let slot = kvm_userspace_memory_region {
+            slot: (self.memory.regions().len() + index) as u32,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: rom.gpa(),
+            memory_size: if shown { rom.len() } else { 0 },
+            userspace_addr: rom.host() as u64,
+        };
+        // SAFETY: the range is mapped for as long as the ROM, which `roms` keeps as long as the VM, and the host accesses it
+        // only as memory that is read at any time.
+        unsafe { self.fd.set_user_memory_region(slot) }
+            .with_context(|| format!("KVM refused the ROM at {:#x}", rom.gpa()))
+    }
+
     fn irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, flags: u32) -> Result<(), Errno> {
         let argument = kvm_irqfd {
             fd: fd.as_raw_fd() as u32,
@@ -215,6 +251,7 @@ fn open(path: &CStr) -> Result<Kvm> {
         (Cap::IrqRouting, "interrupt routing"),
         (Cap::SignalMsi, "MSI"),
         (Cap::ImmediateExit, "immediate_exit"),
+        (Cap::ReadonlyMem, "read-only memory"),
     ];
     for (capability, what) in needed {
         if !kvm.check_extension(capability) {
