@@ -1,6 +1,7 @@
 //! One VM from its configuration to its exit code: built in visible order, run, and taken down.
 
 mod build;
+mod guest;
 mod signals;
 
 use std::collections::VecDeque;
@@ -10,18 +11,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use crate::boot::{self, DirectBoot, Image};
 use crate::config::{Loaded, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, Vcpu, Vm as _};
+use crate::machine::Machine;
 use crate::machine::power::{EventSender, VmEvent};
-use crate::machine::{Machine, e820};
 use crate::plugins::device::Device;
 use crate::plugins::instance::Shared;
 use crate::plugins::iothread::IoThread;
 use crate::plugins::object::Object;
 use crate::plugins::wiring::Isa;
 use crate::vcpu::{Freezer, VcpuSet};
+use guest::Guest;
 
 /// How long a vCPU may take to leave a device. A device that takes longer is broken: register accesses must not block.
 const LEAVE_DEVICE: Duration = Duration::from_secs(5);
@@ -94,8 +95,7 @@ struct Vm {
     shared: &'static Shared,
     _io: IoThread,
     hypervisor: Arc<Backend>,
-    kernel: Image,
-    initrd: Option<Image>,
+    guest: Guest<Backend>,
     messages: Receiver<Message>,
     /// Messages that came during a restart.
     waiting: VecDeque<Message>,
@@ -124,7 +124,8 @@ pub fn run(loaded: Loaded, started: Instant) -> Result<u8> {
 impl Vm {
     /// Loads the guest, starts devices, waits for what holds the start, and lets the CPUs run. `Some`: it ended before.
     fn start(&mut self) -> Result<Option<u8>> {
-        self.load_guest(false)?;
+        self.guest
+            .load(&self.machine, &self.hypervisor, &self.vcpus, false)?;
         self.timeline.mark(Mark::KernelLoaded);
         for device in &self.objects.devices {
             device.start()?;
@@ -156,24 +157,6 @@ impl Vm {
         self.timeline.mark(Mark::Running);
         self.vcpus.resume();
         Ok(None)
-    }
-
-    /// Puts kernel, tables and the first CPU's registers in place; CPUs are parked in power-on state. `restart`: a guest has
-    /// run in this memory already.
-    fn load_guest(&self, restart: bool) -> Result<()> {
-        let memory = self.hypervisor.memory();
-        self.machine.assign_resources()?;
-        let rsdp = self.machine.write_acpi(memory)?;
-        let direct = DirectBoot {
-            kernel: &self.kernel,
-            initrd: self.initrd.as_ref(),
-            cmdline: &self.config.boot.cmdline,
-            e820: &e820::map(memory),
-            rsdp,
-            used: restart,
-        };
-        let entry = boot::load(memory, &direct)?;
-        self.vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
     }
 
     /// Acts on messages until the VM ends.
@@ -240,7 +223,8 @@ impl Vm {
         self.isa.iter().for_each(|isa| isa.0.reset());
         self.hypervisor.reset()?;
         self.vcpus.for_each(|_, vcpu| vcpu.reset())?;
-        self.load_guest(true)?;
+        self.guest
+            .load(&self.machine, &self.hypervisor, &self.vcpus, true)?;
         self.objects.devices.iter().try_for_each(Device::resume)?;
         self.asked_to_stop = false;
         self.forget_resets();

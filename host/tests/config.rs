@@ -25,9 +25,14 @@ fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A scene with a plugin for each manifest in `config/plugins`.
+/// A scene with a plugin for each manifest in `config/plugins`, and files that a VM may name.
 fn scene() -> Scene {
     let scene = Scene::new();
+    for (name, len) in [("good.fd", 8192), ("odd.fd", 100), ("empty.fd", 0)] {
+        scene.write(name, vec![1; len]);
+    }
+    let large = std::fs::File::create(scene.path("large.fd")).unwrap();
+    large.set_len((16 << 20) + 4096).unwrap();
     for manifest in files_with(&goldens().join("plugins"), "toml") {
         let stem = manifest.file_stem().unwrap().to_str().unwrap();
         let text = std::fs::read_to_string(&manifest).unwrap();

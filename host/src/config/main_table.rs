@@ -1,16 +1,15 @@
 //! The `[main]` table.
 
-use std::path::{Path, PathBuf};
-
+use super::boot;
 use super::document::{Table, Value};
 use super::profile::PROFILES;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
-use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, OnFault};
+use super::vm_config::{Boot, OnFault};
 
-/// Keys of `[main]`, the last seven of which exist for propolis files.
-pub const KEYS: [&str; 17] = [
+/// Keys of `[main]`, the last four of which exist for propolis files.
+pub const KEYS: [&str; 19] = [
     "name",
     "cpus",
     "memory",
@@ -23,10 +22,12 @@ pub const KEYS: [&str; 17] = [
     "on_fault",
     "bootrom",
     "bootrom_version",
+    "bootrom_vars",
+    "bootrom_vars_template",
+    "boot_order",
     "use_reservoir",
     "cpuid_profile",
     "cpu_binding",
-    "boot_order",
     "acpi_variant",
 ];
 
@@ -42,6 +43,7 @@ pub struct Main {
     pub cpus: u8,
     pub memory_bytes: u64,
     pub boot: Boot,
+    pub bootrom_version: Option<String>,
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
     pub on_fault: OnFault,
@@ -102,7 +104,11 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         on_fault: field("on_fault")
             .and_then(|field| on_fault(&field, problems))
             .unwrap_or_default(),
-        boot: boot(&field, at, problems),
+        // Whether it is text is reported with the other keys of a bootrom.
+        bootrom_version: field("bootrom_version")
+            .and_then(|field| field.text(&mut Problems::default()))
+            .map(str::to_owned),
+        boot: boot::read(&field, at, problems),
     }
 }
 
@@ -150,88 +156,8 @@ pub fn on_fault(field: &Field<'_>, problems: &mut Problems) -> Option<OnFault> {
     }
 }
 
-fn boot<'a>(
-    field: &impl Fn(&'static str) -> Option<Field<'a>>,
-    at: Span,
-    problems: &mut Problems,
-) -> Boot {
-    let kernel = match field("kernel") {
-        Some(field) => kernel(&field, problems),
-        None => {
-            // A file written for a bootrom has been told what to do about it.
-            if field("bootrom").is_none() {
-                problems
-                    .error(at, "[main] lacks the key `kernel`")
-                    .help(
-                        "the kernel to boot: a bzImage or an ELF vmlinux, or \"builtin:selftest\"",
-                    )
-                    .absent();
-            }
-            None
-        }
-    };
-    Boot {
-        kernel: kernel.unwrap_or_else(|| BootKernel::File(PathBuf::new())),
-        initrd: field("initrd").and_then(|field| readable(&field, problems)),
-        cmdline: field("cmdline")
-            .and_then(|field| field.text(problems))
-            .unwrap_or_default()
-            .to_string(),
-    }
-}
-
-fn kernel(field: &Field<'_>, problems: &mut Problems) -> Option<BootKernel> {
-    let text = field.name(problems)?;
-    let Some(name) = text.strip_prefix("builtin:") else {
-        return readable(field, problems).map(BootKernel::File);
-    };
-    if BUILTIN_KERNELS.contains(&name) {
-        return Some(BootKernel::Builtin(name.to_string()));
-    }
-    let known = BUILTIN_KERNELS.map(|name| format!("builtin:{name}"));
-    field.word(&known.each_ref().map(String::as_str), problems);
-    None
-}
-
-/// A file that can be opened. As in propolis, its name is relative to the working directory.
-fn readable(field: &Field<'_>, problems: &mut Problems) -> Option<PathBuf> {
-    let path = Path::new(field.name(problems)?);
-    // Asked before opening: to open a FIFO would wait for its other end.
-    let refusal = match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() => std::fs::File::open(path)
-            .err()
-            .map(|error| error.to_string()),
-        Ok(_) => Some("not a regular file".to_string()),
-        Err(error) => Some(error.to_string()),
-    };
-    let Some(why) = refusal else {
-        return Some(path.to_path_buf());
-    };
-    let problem = problems.error(
-        field.entry.at,
-        format!(
-            "`{}` in [main]: {} can't be read: {why}",
-            field.name,
-            path.display()
-        ),
-    );
-    if path.is_relative() {
-        problem.help("the name is relative to the working directory, not to this file");
-    }
-    None
-}
-
 /// Keys that propolis files carry. What would change the guest is refused, what would not is noted and ignored.
 fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problems: &mut Problems) {
-    if let Some(field) = field("bootrom") {
-        field.text(problems);
-        problems
-            .error(
-                field.entry.key,
-                "`bootrom` is not supported by this version: use `kernel`",
-            )
-            .help("a bzImage or an ELF vmlinux, with `initrd` and `cmdline` as needed");
-    }
     if let Some(field) = field("cpuid_profile") {
         field.text(problems);
         problems.error(
@@ -249,11 +175,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
         );
     };
     let mut bad = Problems::default();
-    if let Some(field) = field("bootrom_version")
-        && field.text(&mut bad).is_some()
-    {
-        ignored(&field, "there is no bootrom");
-    }
     if let Some(field) = field("use_reservoir")
         && field.boolean(&mut bad) == Some(true)
     {
@@ -263,11 +184,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
         && field.word(&["any", "upper-half"], &mut bad) == Some("upper-half")
     {
         ignored(&field, "vCPU threads run on any CPU");
-    }
-    if let Some(field) = field("boot_order")
-        && field.texts(&mut bad).is_some()
-    {
-        ignored(&field, "the kernel is booted directly");
     }
     problems.list.append(&mut bad.list);
 }

@@ -5,8 +5,10 @@
 //! and no resource is created here. Nothing else in the host knows TOML.
 
 mod backends;
+mod boot;
 mod devices;
 pub mod document;
+mod fw_cfg;
 mod main_table;
 mod options;
 pub mod profile;
@@ -20,7 +22,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use vm_config::{
-    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, DeviceConfig, OnFault, Place, VmConfig,
+    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, Bootrom, DeviceConfig, DirectKernel,
+    FwCfgContents, FwCfgFile, OnFault, Place, VmConfig,
 };
 
 use document::{Table, Value};
@@ -35,7 +38,7 @@ use crate::plugins::search::{Origin, SearchOptions, search};
 /// No VM file is longer; what is was given by mistake.
 const FILE_MAX: u64 = 4 << 20;
 
-const TABLES: [&str; 5] = ["main", "plugins", "dev", "block_dev", "char_dev"];
+const TABLES: [&str; 6] = ["main", "plugins", "dev", "block_dev", "char_dev", "fw_cfg"];
 /// Tables of propolis files that would change what the guest sees, and that this version can't serve.
 const UNSUPPORTED: [&str; 2] = ["cpuid", "cloudinit"];
 
@@ -207,7 +210,7 @@ fn check(
             if !root.contains_key("main") {
                 problems
                     .error(Span::default(), "there is no [main] table")
-                    .help("it gives at least `name`, `cpus`, `memory` and `kernel`")
+                    .help("it gives at least `name`, `cpus`, `memory` and `kernel` or `bootrom`")
                     .absent();
             }
             None
@@ -216,6 +219,7 @@ fn check(
     let empty = Table::new();
     let mut tables = |name| group(root, name, problems).map_or(&empty, |(table, _)| table);
     let device_tables = tables("dev");
+    let fw_cfg_tables = tables("fw_cfg");
     let backend_tables = BackendKind::ALL.map(|kind| (kind, tables(kind.table())));
 
     let context = devices::Context {
@@ -231,12 +235,20 @@ fn check(
         ));
     }
     let backends = references::resolve(&devices, all, sources, problems);
+    if let Some(Value::Table(main)) = root.get("main").map(|entry| &entry.value)
+        && main.contains_key("bootrom")
+    {
+        boot::check_order(main, &devices, problems);
+    }
+    let fw_cfg = fw_cfg::read(fw_cfg_tables, sources, problems);
     let main = main?;
     Some(VmConfig {
         name: main.name,
         cpus: main.cpus,
         memory_bytes: main.memory_bytes,
         boot: main.boot,
+        bootrom_version: main.bootrom_version,
+        fw_cfg,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,
         devices: devices.into_iter().map(|device| device.config).collect(),

@@ -23,6 +23,10 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// What the guest starts with.
     pub boot: Boot,
+    /// `[main] bootrom_version`: what SMBIOS says about firmware.
+    pub bootrom_version: Option<String>,
+    /// `[fw_cfg]`.
+    pub fw_cfg: Vec<FwCfgFile>,
     /// The host's exit code when the guest halts or powers off.
     pub exit_on_halt: u8,
     /// If given, a guest's reset ends the host with this code.
@@ -35,13 +39,55 @@ pub struct VmConfig {
 
 /// What the guest starts with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Boot {
+pub enum Boot {
+    /// A kernel, without firmware.
+    Direct(DirectKernel),
+    /// Firmware, which finds the rest itself.
+    Firmware(Bootrom),
+}
+
+/// A kernel that is booted directly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectKernel {
     /// The kernel.
     pub kernel: BootKernel,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// The kernel command line; empty if not given.
     pub cmdline: String,
+}
+
+/// Firmware and what it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bootrom {
+    /// The image.
+    pub path: PathBuf,
+    /// Where its variables are kept.
+    pub vars: Option<PathBuf>,
+    /// What its variables start from: if [`Bootrom::vars`] is not there yet, or at each start if they are not kept.
+    pub vars_template: Option<PathBuf>,
+    /// Names of devices, to be tried in this order.
+    pub order: Vec<String>,
+}
+
+/// A blob that the guest finds by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FwCfgFile {
+    /// Its name.
+    pub name: String,
+    /// What is in it.
+    pub contents: FwCfgContents,
+    /// Its table's header.
+    pub place: Place,
+}
+
+/// Where a blob's bytes come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FwCfgContents {
+    /// A file's contents when the VM is built.
+    File(PathBuf),
+    /// This text.
+    Text(String),
 }
 
 /// Where the kernel is.

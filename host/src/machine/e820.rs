@@ -33,6 +33,21 @@ pub struct E820Entry {
     pub kind: E820Kind,
 }
 
+/// The map for firmware, as fw_cfg's `etc/e820` has it: RAM alone, since what else there is firmware places itself.
+#[must_use]
+pub fn firmware_map(memory: &GuestMemory) -> Vec<u8> {
+    let entry = |region: &crate::memory::Region| {
+        let kind = (E820Kind::Ram as u32).to_le_bytes();
+        [
+            &region.gpa.to_le_bytes()[..],
+            &region.len.to_le_bytes(),
+            &kind,
+        ]
+        .concat()
+    };
+    memory.regions().iter().flat_map(entry).collect()
+}
+
 /// The map, by ascending address, without overlap.
 #[must_use]
 pub fn map(memory: &GuestMemory) -> Vec<E820Entry> {

@@ -4,6 +4,7 @@
 //! them. Devices are added to it; it decides where they are and carries their interrupts.
 
 pub mod acpi;
+pub mod boot_order;
 pub mod e820;
 pub mod flash;
 pub mod fw_cfg;
@@ -14,11 +15,12 @@ pub mod power;
 pub mod reset;
 pub mod rtc;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
 use self::acpi::IsaDevice;
+use self::fw_cfg::{FW_CFG_PORT, FW_CFG_PORTS, FwCfg};
 use self::pm::Pm;
 use self::power::EventSender;
 use self::reset::{KeyboardPorts, ResetControl};
@@ -72,6 +74,7 @@ pub struct Machine<V: Vm> {
     config_ports: Arc<ConfigPorts<V>>,
     pm: Arc<Pm<V>>,
     rtc: Arc<Rtc>,
+    fw_cfg: OnceLock<Arc<FwCfg>>,
     apertures: Apertures,
     cpus: u32,
     isa: Mutex<Vec<IsaDevice>>,
@@ -154,6 +157,7 @@ impl<V: Vm> Machine<V> {
             config_ports,
             pm,
             rtc,
+            fw_cfg: OnceLock::new(),
             apertures,
             cpus,
             isa: Mutex::default(),
@@ -251,6 +255,40 @@ impl<V: Vm> Machine<V> {
         )
     }
 
+    /// Puts `len` bytes of `target` at guest address `gpa` for good.
+    ///
+    /// # Errors
+    /// An address is taken (both owners are named).
+    pub fn add_window(
+        &self,
+        owner: &str,
+        gpa: u64,
+        len: u64,
+        target: &Arc<dyn Registers>,
+    ) -> Result<()> {
+        let region = IsaRegion {
+            id: 0,
+            space: Space::Mmio,
+            address: gpa,
+            size: len,
+        };
+        isa::claim(&self.buses, owner, &[region], target)
+    }
+
+    /// Gives the guest a firmware configuration device with these items. Once.
+    ///
+    /// # Errors
+    /// There is one, or its ports are taken.
+    pub fn add_fw_cfg(&self, device: FwCfg) -> Result<()> {
+        let device = Arc::new(device);
+        let ports = [IsaRegion::ports_at(0, FW_CFG_PORT, FW_CFG_PORTS)];
+        let target: Arc<dyn Registers> = device.clone();
+        isa::claim(&self.buses, "firmware configuration", &ports, &target)?;
+        // The ports can be claimed once.
+        let _ = self.fw_cfg.set(device);
+        Ok(())
+    }
+
     /// Does firmware's part for a kernel that is booted directly: BAR addresses, interrupt lines, decoding on. Before
     /// the guest runs, and again after each [`Machine::reset`].
     ///
@@ -285,6 +323,9 @@ impl<V: Vm> Machine<V> {
         self.config_ports.reset();
         self.pm.reset();
         self.rtc.reset();
+        if let Some(fw_cfg) = self.fw_cfg.get() {
+            fw_cfg.reset();
+        }
     }
 
     /// Presses the power button. Returns whether the guest listens to it.

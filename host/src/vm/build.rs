@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
+use super::guest::Images;
 use super::{Mailbox, Message, Objects, Vm, signals};
-use crate::boot::Image;
 use crate::bus::BusAccess;
-use crate::config::{BackendConfig, BootKernel, DeviceConfig, OnFault, VmConfig};
+use crate::config::{BackendConfig, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, ExitHandler, Vm as _};
 use crate::machine::Machine;
@@ -34,7 +34,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         freezer: Arc::default(),
     };
     signals::deliver(&mailbox)?;
-    let (kernel, initrd) = images(&config)?;
+    let images = Images::open(&config.boot)?;
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
@@ -82,6 +82,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
             isa.extend(connect(&machine, device, made).with_context(place)?);
         }
     }
+    let guest = images.place(&hypervisor, &machine, &config)?;
     timeline.mark(Mark::DevicesCreated);
 
     let vcpus = (0..cpus)
@@ -109,8 +110,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         shared,
         _io: io,
         hypervisor,
-        kernel,
-        initrd,
+        guest,
         messages,
         waiting: VecDeque::new(),
         timeline,
@@ -121,23 +121,6 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
 /// Says whose error it is: `vm.toml:12: dev.block0`.
 fn place(label: &str, place: &crate::config::Place) -> String {
     format!("{place}: {label}")
-}
-
-fn images(config: &VmConfig) -> Result<(Image, Option<Image>)> {
-    let kernel = match &config.boot.kernel {
-        BootKernel::File(path) => Image::open("kernel", path)?,
-        BootKernel::Builtin(name) if name == "selftest" => {
-            Image::built_in(name, vmm_selftest::IMAGE)
-        }
-        BootKernel::Builtin(name) => bail!("there is no builtin kernel {name}"),
-    };
-    let initrd = config
-        .boot
-        .initrd
-        .as_deref()
-        .map(|path| Image::open("initrd", path))
-        .transpose()?;
-    Ok((kernel, initrd))
 }
 
 /// The loaded plugins and what they have made so far.

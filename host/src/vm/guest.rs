@@ -1,0 +1,165 @@
+//! What the guest starts with, put in its place at power-on and again at each reset.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+use crate::boot::{self, DirectBoot, Files, Firmware, Image};
+use crate::config::{Boot, BootKernel, Bootrom, DirectKernel, FwCfgContents, FwCfgFile, VmConfig};
+use crate::hypervisor::{Vcpu, Vm};
+use crate::machine::fw_cfg::{FwCfg, Items};
+use crate::machine::{Machine, boot_order, e820};
+use crate::vcpu::VcpuSet;
+
+/// Files that are opened before anything is created, so that a wrong name costs nothing.
+pub(super) enum Images {
+    Kernel {
+        kernel: Image,
+        initrd: Option<Image>,
+        cmdline: String,
+    },
+    Bootrom(Bootrom),
+}
+
+/// As [`Images`], in a VM.
+pub(super) enum Guest<V: Vm> {
+    Kernel {
+        kernel: Image,
+        initrd: Option<Image>,
+        cmdline: String,
+    },
+    Firmware(Firmware<V>),
+}
+
+impl Images {
+    pub fn open(boot: &Boot) -> Result<Self> {
+        let DirectKernel {
+            kernel,
+            initrd,
+            cmdline,
+        } = match boot {
+            Boot::Direct(direct) => direct,
+            Boot::Firmware(bootrom) => return Ok(Self::Bootrom(bootrom.clone())),
+        };
+        let kernel = match kernel {
+            BootKernel::File(path) => Image::open("kernel", path)?,
+            BootKernel::Builtin(name) if name == "selftest" => {
+                Image::built_in(name, vmm_selftest::IMAGE)
+            }
+            BootKernel::Builtin(name) => bail!("there is no builtin kernel {name}"),
+        };
+        let initrd = initrd
+            .as_deref()
+            .map(|path| Image::open("initrd", path))
+            .transpose()?;
+        Ok(Self::Kernel {
+            kernel,
+            initrd,
+            cmdline: cmdline.clone(),
+        })
+    }
+
+    /// Gives the guest firmware and what it can ask for. After the devices are there.
+    pub fn place<V: Vm>(
+        self,
+        vm: &Arc<V>,
+        machine: &Machine<V>,
+        config: &VmConfig,
+    ) -> Result<Guest<V>> {
+        let order = match &self {
+            Self::Bootrom(bootrom) => boot_list(machine, config, &bootrom.order)?,
+            Self::Kernel { .. } => String::new(),
+        };
+        machine.add_fw_cfg(fw_cfg(vm, config, &order)?)?;
+        Ok(match self {
+            Self::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            } => Guest::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            },
+            Self::Bootrom(bootrom) => {
+                let files = Files {
+                    image: &bootrom.path,
+                    vars: bootrom.vars.as_deref(),
+                    vars_template: bootrom.vars_template.as_deref(),
+                };
+                Guest::Firmware(Firmware::install(vm, machine, &files)?)
+            }
+        })
+    }
+}
+
+/// The device through which firmware, and a guest that looks, is told of the machine.
+fn fw_cfg<V: Vm>(vm: &Arc<V>, config: &VmConfig, order: &str) -> Result<FwCfg> {
+    let mut items = Items::new(u32::from(config.cpus), [0; 16]);
+    items.file("etc/e820", e820::firmware_map(vm.memory()))?;
+    if !order.is_empty() {
+        items.file("bootorder", order.as_bytes())?;
+    }
+    for file in &config.fw_cfg {
+        let added = blob(file).and_then(|bytes| items.file(&file.name, bytes));
+        added.with_context(|| format!("{}: fw_cfg.\"{}\"", file.place, file.name))?;
+    }
+    Ok(FwCfg::new(items, Arc::clone(vm.memory())))
+}
+
+fn blob(file: &FwCfgFile) -> Result<Vec<u8>> {
+    match &file.contents {
+        FwCfgContents::Text(text) => Ok(text.clone().into_bytes()),
+        FwCfgContents::File(path) => {
+            std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))
+        }
+    }
+}
+
+fn boot_list<V: Vm>(machine: &Machine<V>, config: &VmConfig, order: &[String]) -> Result<String> {
+    let path = |name: &String| {
+        let device = config.devices.iter().find(|device| device.name == *name);
+        let bdf = device
+            .and_then(|device| device.pci)
+            .with_context(|| format!("boot_order: there is no PCI device {name}"))?;
+        Ok(boot_order::path(machine.root(), bdf))
+    };
+    let paths = order.iter().map(path).collect::<Result<Vec<_>>>()?;
+    Ok(boot_order::list(&paths))
+}
+
+impl<V: Vm> Guest<V> {
+    /// Makes parked CPUs in power-on state ready to start. `restart`: a guest has run in this memory already.
+    pub fn load<C: Vcpu + 'static>(
+        &self,
+        machine: &Machine<V>,
+        vm: &Arc<V>,
+        vcpus: &VcpuSet<C>,
+        restart: bool,
+    ) -> Result<()> {
+        let (kernel, initrd, cmdline) = match self {
+            Self::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+            } => (kernel, initrd, cmdline),
+            Self::Firmware(firmware) => {
+                firmware.reset();
+                return Ok(());
+            }
+        };
+        let memory = vm.memory();
+        machine.assign_resources()?;
+        let rsdp = machine.write_acpi(memory)?;
+        let direct = DirectBoot {
+            kernel,
+            initrd: initrd.as_ref(),
+            cmdline,
+            e820: &e820::map(memory),
+            rsdp,
+            used: restart,
+        };
+        let entry = boot::load(memory, &direct)?;
+        vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
+    }
+}
