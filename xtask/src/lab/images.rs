@@ -1,6 +1,6 @@
 //! What the lab boots: kernel, initrd and root disk of the guest, and level 1's initial root.
 
-use super::{cpio, directory};
+use super::{cpio, directory, esp};
 use crate::workspace::{self, Profile};
 use crate::{packages, process};
 use anyhow::{Context, Result, bail};
@@ -29,6 +29,7 @@ const GUEST_PACKAGES: &[&str] = &[
     "libblkid1",
     "libuuid1",
     "util-linux",
+    "ovmf",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -36,6 +37,12 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/mke2fs",
     "sbin/e2fsck",
     "sbin/blkdiscard",
+];
+/// Firmware for guests: code and variables apart, and both in one.
+const FIRMWARE: &[&str] = &[
+    "usr/share/OVMF/OVMF_CODE_4M.fd",
+    "usr/share/OVMF/OVMF_VARS_4M.fd",
+    "usr/share/ovmf/OVMF.fd",
 ];
 /// Modules of the guest's initrd, in the order of loading.
 const GUEST_MODULES: &[&str] = &[
@@ -62,6 +69,8 @@ pub struct Lab {
     pub root: PathBuf,
     /// The same kernel as an ELF file.
     pub vmlinux: PathBuf,
+    /// A FAT file system for firmware's own shell.
+    pub esp: PathBuf,
     /// Level 1's initial root.
     pub level1: PathBuf,
     /// The build that is tested.
@@ -93,7 +102,7 @@ fn copy_executable(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+pub fn succeed(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let outcome = process::bounded(command, PATIENCE, false)?;
     if outcome.code() != Some(0) {
@@ -109,6 +118,7 @@ impl Lab {
         lab.guest_initrd()?;
         lab.guest_root()?;
         lab.uncompressed_kernel()?;
+        esp::shell(&lab.esp)?;
         Ok(lab)
     }
 
@@ -132,6 +142,7 @@ impl Lab {
             vmlinux: directory.join("vmlinux"),
             initrd: directory.join("initrd"),
             root: directory.join("root.img"),
+            esp: directory.join("esp.img"),
             level1: directory.join("level1"),
             modules: unpacked.join(format!("lib/modules/{version}/kernel")),
             unpacked,
@@ -370,6 +381,13 @@ impl Lab {
 
     /// Puts what VM files name beside them.
     pub fn stage_guest(&self, into: &Path) -> Result<()> {
+        for name in FIRMWARE {
+            let file = Path::new(name)
+                .file_name()
+                .context("a file without a name")?;
+            copy(&self.unpacked.join(name), &into.join(file))?;
+        }
+        copy(&self.esp, &into.join("esp.img"))?;
         fs::write(into.join("keep.img"), vec![0x6b; 1 << 20])?;
         copy(&self.vmlinuz, &into.join("vmlinuz"))?;
         copy(&self.vmlinux, &into.join("vmlinux"))?;

@@ -6,6 +6,7 @@
 
 pub mod cpio;
 mod direct;
+mod esp;
 mod images;
 mod job;
 mod level1;

@@ -1,7 +1,7 @@
 //! Linux KVM: a VM with in-kernel interrupt controllers and PIT, doorbells as ioeventfds, interrupts as irqfds.
 //!
 //! References are to the kernel's Documentation/virt/kvm/api.rst, by the name of the ioctl.
-#![allow(unsafe_code)] // tells KVM where guest memory lies, and issues two ioctls that take eventfds by number
+#![allow(unsafe_code)] // tells KVM where guest memory lies, and issues ioctls that kvm-ioctls lacks or that take eventfds by number
 
 mod cpuid;
 mod exits;
@@ -20,7 +20,7 @@ use kvm_bindings::{
     KVM_API_VERSION, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
     KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
     kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_msi, kvm_pit_config,
-    kvm_userspace_memory_region,
+    kvm_reinject_control, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use rustix::io::Errno;
@@ -41,6 +41,8 @@ const TSS: usize = 0xfeff_d000;
 /// `KVMIO` of linux/kvm.h.
 const KVMIO: u8 = 0xae;
 type SetIrqfd = Setter<{ opcode::write::<kvm_irqfd>(KVMIO, 0x76) }, kvm_irqfd>;
+/// `_IO`, although it takes an argument.
+type SetReinject = Setter<{ opcode::none(KVMIO, 0x71) }, kvm_reinject_control>;
 type SetIoeventfd = Setter<{ opcode::write::<kvm_ioeventfd>(KVMIO, 0x79) }, kvm_ioeventfd>;
 
 /// A VM of Linux KVM.
@@ -179,11 +181,6 @@ impl Vm for KvmVm {
 }
 
 impl KvmVm {
-    fn borrow(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor stays open as long as `self.fd` lives.
-        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
-    }
-
     /// Sets the slot of ROM number `index`; a slot of no size is none.
     fn map_rom(&self, rom: &Rom, index: usize, shown: bool) -> Result<()> {
         let slot = kvm_userspace_memory_region {
@@ -207,7 +204,7 @@ impl KvmVm {
             ..Default::default()
         };
         // SAFETY: KVM_IRQFD reads a kvm_irqfd, and takes a reference of its own to the eventfd.
-        unsafe { ioctl(self.borrow(), SetIrqfd::new(argument)) }
+        unsafe { ioctl(borrow(&self.fd), SetIrqfd::new(argument)) }
     }
 
     fn ioeventfd(
@@ -231,8 +228,13 @@ impl KvmVm {
             ..Default::default()
         };
         // SAFETY: KVM_IOEVENTFD reads a kvm_ioeventfd, and takes a reference of its own to the eventfd.
-        unsafe { ioctl(self.borrow(), SetIoeventfd::new(argument)) }
+        unsafe { ioctl(borrow(&self.fd), SetIoeventfd::new(argument)) }
     }
+}
+
+fn borrow(fd: &VmFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor stays open as long as `fd` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }
 }
 
 fn open(path: &CStr) -> Result<Kvm> {
@@ -246,6 +248,10 @@ fn open(path: &CStr) -> Result<Kvm> {
     let needed = [
         (Cap::Irqchip, "in-kernel interrupt controllers"),
         (Cap::Pit2, "the in-kernel PIT"),
+        (
+            Cap::ReinjectControl,
+            "a PIT whose missed ticks can be dropped",
+        ),
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::Irqfd, "irqfd"),
         (Cap::IrqRouting, "interrupt routing"),
@@ -310,6 +316,8 @@ fn map_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
     Ok(())
 }
 
+/// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one
+/// right behind the other, and a guest that can't keep up would do nothing else.
 fn create_devices(fd: &VmFd) -> Result<()> {
     fd.set_identity_map_address(IDENTITY_MAP)
         .context("KVM refused its identity map page")?;
@@ -322,7 +330,11 @@ fn create_devices(fd: &VmFd) -> Result<()> {
         flags: KVM_PIT_SPEAKER_DUMMY,
         ..Default::default()
     };
-    fd.create_pit2(pit).context("KVM refused the PIT")
+    fd.create_pit2(pit).context("KVM refused the PIT")?;
+    let reinject = kvm_reinject_control::default();
+    // SAFETY: KVM_REINJECT_CONTROL reads a kvm_reinject_control.
+    unsafe { ioctl(borrow(fd), SetReinject::new(reinject)) }
+        .context("KVM refused to drop the PIT's missed ticks")
 }
 
 #[cfg(test)]
