@@ -25,7 +25,13 @@ pub fn program(name: &str, package: &str) -> Result<PathBuf> {
     if let Some(path) = find_program(name) {
         return Ok(path);
     }
-    println!("installing Debian package {package} for {name}");
+    install(package)?;
+    find_program(name).with_context(|| format!("Debian package {package} has no program {name}"))
+}
+
+/// Installs a package on this machine.
+pub fn install(package: &str) -> Result<()> {
+    println!("installing Debian package {package}");
     let root = rustix::process::geteuid().is_root();
     let install = |arguments: &[&str]| -> Result<process::Outcome> {
         let mut command = if root {
@@ -50,14 +56,14 @@ pub fn program(name: &str, package: &str) -> Result<PathBuf> {
         install(&["update"])?;
         outcome = install(&arguments)?;
     }
-    if let (Some(0), Some(path)) = (outcome.code(), find_program(name)) {
-        return Ok(path);
+    if outcome.code() != Some(0) {
+        bail!(
+            "`apt-get install {package}` did not work ({}); install it, or run this as root or with passwordless sudo:\n{}",
+            outcome.ending(),
+            outcome.tail(10)
+        );
     }
-    bail!(
-        "{name} is missing and `apt-get install {package}` did not work ({}); install it, or run this as root or with passwordless sudo:\n{}",
-        outcome.ending(),
-        outcome.tail(10)
-    )
+    Ok(())
 }
 
 fn run_apt(arguments: &[&str], directory: &Path) -> Result<process::Outcome> {

@@ -340,7 +340,7 @@ impl Lab {
         fresh(&tree)?;
         self.busybox(&tree)?;
         copy_executable(&directory().join("level1-init"), &tree.join("init"))?;
-        for name in LEVEL1_MODULES {
+        for name in GUEST_MODULES.iter().chain(LEVEL1_MODULES) {
             copy(
                 &self.module(name)?,
                 &tree.join(format!("modules/{name}.ko")),

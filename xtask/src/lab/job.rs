@@ -16,6 +16,8 @@ pub struct Job {
     pub script: bool,
     /// For a person, not for `lab test`.
     pub interactive: bool,
+    /// Needs the disks that firmware boots.
+    pub disks: bool,
     /// How long it may take.
     pub limit: Duration,
     exit: i32,
@@ -67,6 +69,7 @@ impl Job {
                 .into_owned(),
             script: file.extension().is_some_and(|ending| ending == "sh"),
             interactive: false,
+            disks: false,
             limit: Duration::from_secs(120),
             exit: 0,
             sees: Vec::new(),
@@ -85,6 +88,7 @@ impl Job {
                 "limit" => job.limit = Duration::from_secs(number(rest)?),
                 "sees" => job.sees.push(rest.to_owned()),
                 "shell" => job.interactive = true,
+                "disks" => job.disks = true,
                 "times" => {
                     let (count, text) = rest.split_once(' ').unwrap_or((rest, ""));
                     job.times

@@ -1,5 +1,6 @@
 //! Level 1: a Debian kernel under QEMU's TCG, with SVM emulated and so a real /dev/kvm inside.
 
+use super::debian::Disks;
 use super::{Job, Lab, Mode};
 use crate::report::Report;
 use crate::{packages, process};
@@ -14,7 +15,7 @@ const OVERHEAD: Duration = Duration::from_secs(180);
 const CPU: &str = "max,xsave=off";
 const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
 
-fn qemu(lab: &Lab, jobs: &[&Job], icount: bool) -> Result<Command> {
+fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result<Command> {
     let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
     if icount {
         // The clock counts executed instructions: timings repeat on a busy machine.
@@ -48,17 +49,37 @@ fn qemu(lab: &Lab, jobs: &[&Job], icount: bool) -> Result<Command> {
         .arg(&lab.level1)
         .arg("-append")
         .arg(format!("{KERNEL_LINE} lab.job={}", names.join(",")));
+    // In this order they are /dev/vda and /dev/vdb there. Nothing that is written lasts.
+    for (number, (file, _)) in disks.iter().flat_map(|disks| disks.named()).enumerate() {
+        command
+            .arg("-drive")
+            .arg(format!(
+                "if=none,id=d{number},format=raw,snapshot=on,file={}",
+                file.display()
+            ))
+            .arg("-device")
+            .arg(format!(
+                "virtio-blk-pci,drive=d{number},addr={}",
+                8 + number
+            ));
+    }
     Ok(command)
 }
 
 /// Runs jobs in one level 1, one after the other, and judges each.
-pub fn run(lab: &Lab, jobs: &[&Job], mode: Mode, report: &mut Report) -> Result<()> {
+pub fn run(
+    lab: &Lab,
+    jobs: &[&Job],
+    disks: Option<&Disks>,
+    mode: Mode,
+    report: &mut Report,
+) -> Result<()> {
     lab.level1_root()?;
     let mut limit = OVERHEAD;
     for job in jobs {
         limit += job.limit;
     }
-    let mut command = qemu(lab, jobs, mode.icount)?;
+    let mut command = qemu(lab, jobs, disks, mode.icount)?;
     command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
     println!(
         "level 1 starts, at most {} s for {} jobs",
@@ -88,7 +109,7 @@ pub fn run(lab: &Lab, jobs: &[&Job], mode: Mode, report: &mut Report) -> Result<
 /// Runs one job with the terminal attached; QEMU's escape is Ctrl-A x.
 pub fn interactive(lab: &Lab, job: &Job) -> Result<bool> {
     lab.level1_root()?;
-    let mut command = qemu(lab, &[job], false)?;
+    let mut command = qemu(lab, &[job], None, false)?;
     command.arg("-nographic");
     println!(
         "this machine's KVM runs no kernels: starting level 1 (about 15 s); Ctrl-A x ends everything"

@@ -5,6 +5,7 @@
 //! describes the jobs. Everything is made from Debian packages below `target/lab`.
 
 pub mod cpio;
+mod debian;
 mod direct;
 mod esp;
 mod images;
@@ -126,6 +127,10 @@ pub fn test(profile: Profile, report: &mut Report) -> Result<()> {
 }
 
 fn run_jobs(lab: &Lab, jobs: &[Job], mode: Mode, report: &mut Report) -> Result<()> {
+    let disks = match jobs.iter().any(|job| job.disks) {
+        true => Some(debian::prepare(&lab.directory)?),
+        false => None,
+    };
     let direct = if mode.level1 || mode.icount {
         Err("level 1 was asked for".to_owned())
     } else {
@@ -140,12 +145,12 @@ fn run_jobs(lab: &Lab, jobs: &[Job], mode: Mode, report: &mut Report) -> Result<
         }
     };
     for job in direct {
-        direct::run(lab, job, mode.show, report)?;
+        direct::run(lab, job, disks.as_ref(), mode.show, report)?;
     }
     if inside.is_empty() {
         return Ok(());
     }
-    level1::run(lab, &inside, mode, report)
+    level1::run(lab, &inside, disks.as_ref(), mode, report)
 }
 
 /// Runs one job with its console shown.

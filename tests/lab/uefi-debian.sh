@@ -1,0 +1,26 @@
+# A Debian system comes to its login prompt by firmware and GRUB, checks its machine, and powers off cleanly.
+# lab: limit 420
+# lab: disks
+# lab: sees GRUB-UP
+# lab: sees lab login:
+# lab: sees GUEST-DONE 0
+mkfifo /tmp/keys
+vmm-host debian-disk.toml </tmp/keys >/tmp/console 2>&1 &
+host=$!
+exec 3>/tmp/keys
+wait_for() { # TEXT SECONDS
+    tries=0
+    until grep -q "$1" /tmp/console || [ $tries = "$2" ]; do
+        sleep 1
+        tries=$((tries + 1))
+    done
+}
+wait_for 'lab login:' 300
+echo root >&3
+wait_for 'root@lab' 60
+echo '/lab/check; echo "GUEST-DONE $?"; systemctl poweroff' >&3
+(sleep 180; kill -KILL $host 2>/dev/null) &
+wait $host
+code=$?
+cat /tmp/console
+exit $code
