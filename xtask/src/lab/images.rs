@@ -75,6 +75,8 @@ pub struct Lab {
     pub level1: PathBuf,
     /// The build that is tested.
     pub profile: Profile,
+    /// The kernel's version.
+    version: String,
     unpacked: PathBuf,
     modules: PathBuf,
 }
@@ -145,6 +147,7 @@ impl Lab {
             esp: directory.join("esp.img"),
             level1: directory.join("level1"),
             modules: unpacked.join(format!("lib/modules/{version}/kernel")),
+            version,
             unpacked,
             profile,
             directory,
@@ -346,6 +349,7 @@ impl Lab {
                 &tree.join(format!("modules/{name}.ko")),
             )?;
         }
+        copy(&self.cr8_module()?, &tree.join("modules/cr8_intercept.ko"))?;
         let mut programs = vec![workspace::host(self.profile)];
         programs.extend(workspace::plugins(self.profile)?);
         for program in &programs {
@@ -377,6 +381,27 @@ impl Lab {
                 .arg(&root),
         )?;
         cpio::write(&tree, &self.level1)
+    }
+
+    /// Compiles level 1's own kernel module for its kernel.
+    fn cr8_module(&self) -> Result<PathBuf> {
+        let build = PathBuf::from(format!("/lib/modules/{}/build", self.version));
+        if !build.exists() {
+            packages::install(&format!("linux-headers-{}", self.version))?;
+        }
+        let source = self.directory.join("kernel");
+        fresh(&source)?;
+        for name in ["Kbuild", "cr8_intercept.c"] {
+            copy(&directory().join("kernel").join(name), &source.join(name))?;
+        }
+        succeed(
+            Command::new(packages::program("make", "make")?)
+                .arg("-C")
+                .arg(&build)
+                .arg(format!("M={}", source.display()))
+                .arg("modules"),
+        )?;
+        Ok(source.join("cr8_intercept.ko"))
     }
 
     /// Puts what VM files name beside them.
