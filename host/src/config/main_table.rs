@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cpus::{self, Cpus, Profiles};
 use super::document::{Table, Value};
 use super::profile::PROFILES;
 use super::source::{Problems, Span};
@@ -9,10 +10,16 @@ use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, OnFault};
 
-/// Keys of `[main]`, the last seven of which exist for propolis files.
-pub const KEYS: [&str; 17] = [
+/// Keys of `[main]`, the last five of which exist for propolis files.
+pub const KEYS: [&str; 21] = [
     "name",
     "cpus",
+    "sockets",
+    "cores",
+    "threads",
+    "topology",
+    "cpu_binding",
+    "cpuid_profile",
     "memory",
     "kernel",
     "initrd",
@@ -24,14 +31,9 @@ pub const KEYS: [&str; 17] = [
     "bootrom",
     "bootrom_version",
     "use_reservoir",
-    "cpuid_profile",
-    "cpu_binding",
     "boot_order",
     "acpi_variant",
 ];
-
-/// The most vCPUs: an xAPIC id has 8 bits, and 255 means all (Intel SDM volume 3, 12.6.1).
-const CPUS_MAX: u64 = 254;
 
 const MIB: u64 = 1 << 20;
 
@@ -39,7 +41,7 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Main {
     pub name: String,
-    pub cpus: u8,
+    pub cpus: Cpus,
     pub memory_bytes: u64,
     pub boot: Boot,
     pub exit_on_halt: u8,
@@ -61,7 +63,13 @@ pub fn profile_name(root: &Table) -> &str {
 }
 
 /// Reads the table. `memory_max` is what the machine has, if that is known.
-pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Problems) -> Main {
+pub fn read(
+    table: &Table,
+    at: Span,
+    memory_max: Option<u64>,
+    profiles: &Profiles,
+    problems: &mut Problems,
+) -> Main {
     refuse_unknown("main", table, &KEYS, problems);
     let field = |name| {
         table.get(name).map(|entry| Field {
@@ -90,10 +98,7 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         name: field("name")
             .and_then(|field| vm_name(&field, problems))
             .unwrap_or_default(),
-        cpus: field("cpus")
-            .and_then(|field| field.integer(1, CPUS_MAX, problems))
-            .and_then(|cpus| u8::try_from(cpus).ok())
-            .unwrap_or(1),
+        cpus: cpus::read(&field, profiles, problems),
         memory_bytes: field("memory")
             .and_then(|field| memory(&field, memory_max, problems))
             .unwrap_or(MIB),
@@ -232,13 +237,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
             )
             .help("a bzImage or an ELF vmlinux, with `initrd` and `cmdline` as needed");
     }
-    if let Some(field) = field("cpuid_profile") {
-        field.text(problems);
-        problems.error(
-            field.entry.key,
-            "`cpuid_profile` is not supported by this version: the guest sees the host's CPU",
-        );
-    }
     if let Some(field) = field("acpi_variant") {
         field.word(&["V0"], problems);
     }
@@ -258,11 +256,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
         && field.boolean(&mut bad) == Some(true)
     {
         ignored(&field, "memory comes from the system, not from a reservoir");
-    }
-    if let Some(field) = field("cpu_binding")
-        && field.word(&["any", "upper-half"], &mut bad) == Some("upper-half")
-    {
-        ignored(&field, "vCPU threads run on any CPU");
     }
     if let Some(field) = field("boot_order")
         && field.texts(&mut bad).is_some()

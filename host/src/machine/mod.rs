@@ -71,16 +71,21 @@ pub struct Machine<V: Vm> {
     pm: Arc<Pm<V>>,
     rtc: Arc<Rtc>,
     apertures: Apertures,
-    cpus: u32,
+    apic_ids: Vec<u32>,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for `cpus` CPUs and this memory. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for CPUs with these local APIC ids and this memory. `events` hears of power off and reset; it is called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
-    pub fn new(vm: Arc<V>, memory: &GuestMemory, cpus: u32, events: EventSender) -> Result<Self> {
+    pub fn new(
+        vm: Arc<V>,
+        memory: &GuestMemory,
+        apic_ids: Vec<u32>,
+        events: EventSender,
+    ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
         let root = Root::new(vm, Arc::clone(&buses), Arc::clone(&lines));
@@ -153,7 +158,7 @@ impl<V: Vm> Machine<V> {
             pm,
             rtc,
             apertures,
-            cpus,
+            apic_ids,
             isa: Mutex::default(),
         })
     }
@@ -266,7 +271,7 @@ impl<V: Vm> Machine<V> {
     pub fn write_acpi(&self, memory: &GuestMemory) -> Result<u64> {
         let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
         let contents = acpi::Contents {
-            cpus: self.cpus,
+            apic_ids: &self.apic_ids,
             apertures: &self.apertures,
             isa: &isa,
         };
