@@ -94,7 +94,7 @@ fn topology<'a>(
     let cpus = u64::from(cpus?);
     // What is not given is one; of those, cores or else sockets or threads make up the number of CPUs.
     let given: u64 = [sockets, cores, threads].into_iter().flatten().product();
-    let rest = (cpus % given == 0).then(|| cpus / given).unwrap_or(1);
+    let rest = if cpus % given == 0 { cpus / given } else { 1 };
     let (sockets, cores, threads) = match (sockets, cores, threads) {
         (sockets, None, threads) => (sockets.unwrap_or(1), rest, threads.unwrap_or(1)),
         (None, Some(cores), threads) => (rest, cores, threads.unwrap_or(1)),

@@ -12,6 +12,8 @@ pub const ENTRIES_MAX: usize = 240;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001: ECX says that those are cores.
 const CMP_LEGACY: u32 = 1 << 1;
+/// And that leaves 0x8000_001d and 0x8000_001e are there.
+const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 /// The leaves from here to [`PARAVIRTUAL_LAST`] are the hypervisor's own.
 const PARAVIRTUAL: u32 = 0x4000_0000;
 const PARAVIRTUAL_LAST: u32 = 0x4fff_ffff;
@@ -97,6 +99,12 @@ impl CpuidProfile {
         self.entries.iter().any(CpuidEntry::is_paravirtual)
     }
 
+    /// Whether guests take threads for cores: AMD's do on CPUs without topology extensions, whatever else they are told.
+    pub fn hides_threads(&self) -> bool {
+        let features = self.get(0x8000_0001, 0).map_or(0, |[_, _, ecx, _]| ecx);
+        self.vendor == Vendor::Amd && features & TOPOLOGY_EXTENSIONS == 0
+    }
+
     /// The same table with these entries too.
     #[must_use]
     pub fn with(&self, more: impl IntoIterator<Item = CpuidEntry>) -> Self {
@@ -119,7 +127,9 @@ impl CpuidProfile {
     pub fn for_cpu(&self, topology: Topology, cpu: u32) -> Self {
         let amd = self.vendor == Vendor::Amd;
         let mut entries = self.entries.clone();
-        entries.retain(|entry| !TOPOLOGY.contains(&entry.leaf) && !(amd && entry.leaf == 4));
+        // AMD has no leaf 4.
+        let made_anew = |leaf| TOPOLOGY.contains(&leaf) || amd && leaf == 4;
+        entries.retain(|entry| !made_anew(entry.leaf));
         for entry in &mut entries {
             self.specialise(entry, topology, cpu);
         }

@@ -285,6 +285,40 @@ fn doorbells_signal_without_an_exit() {
 }
 
 #[test]
+fn msrs_that_nobody_has_are_no_exceptions() {
+    let program = guest!(
+        "guest_msrs",
+        "mov ecx, 0x1234567",
+        "mov eax, 5",
+        "mov edx, 6",
+        "wrmsr",
+        "rdmsr",
+        "out 0x80, eax",
+        "mov eax, edx",
+        "out 0x80, eax",
+        "out 0x81, al",
+    );
+    let Some(vm) = vm("msrs_that_nobody_has_are_no_exceptions", program) else {
+        return;
+    };
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
+    at_entry(&mut vcpu);
+    let mut record = Record::new(kick_at_the_end(&vcpu));
+    let exit = vcpu.run(&mut record).unwrap();
+    #[cfg(target_os = "linux")]
+    if !kvm_ioctls::Kvm::new()
+        .unwrap()
+        .check_extension(kvm_ioctls::Cap::X86UserSpaceMsr)
+    {
+        println!("SKIPPED: msrs_that_nobody_has_are_no_exceptions: this KVM keeps them to itself");
+        return;
+    }
+    assert!(matches!(exit, Exit::Kicked), "{exit:?}");
+    let zero = (Space::Pio, 0x80, 4, 0);
+    assert_eq!(record.seen, [zero, zero, (Space::Pio, 0x81, 1, 0)]);
+}
+
+#[test]
 fn interrupts_arrive_by_every_way() {
     // Handlers of vectors 0x40 and up write their vector to port 0x80; IRQ 4 is vector 0x24.
     let program = guest!(

@@ -139,6 +139,13 @@ fn cores_of_one_socket_are_numbered_in_a_row() {
     assert_eq!(many.get(0x8000_0008, 0).unwrap()[2], 0x80fd);
 }
 
+#[test]
+fn amd_without_topology_extensions_hides_threads() {
+    assert!(!intel().hides_threads() && !amd().hides_threads());
+    let entries = vec![entry(0x8000_0001, None, [0, 0, 3, 0])];
+    assert!(CpuidProfile::new(Vendor::Amd, entries).hides_threads());
+}
+
 /// Whatever the topology that a profile was taken under, another one leaves no trace of it.
 #[test]
 fn specialising_twice_is_specialising_once() {

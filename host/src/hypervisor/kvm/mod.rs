@@ -92,6 +92,12 @@ impl Vm for KvmVm {
     }
 
     fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
+        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
+        if cpu == 0 && model.topology.threads() > 1 && profile.hides_threads() {
+            log::warn!(
+                "the guest will take threads for cores: its CPUID lacks AMD's topology extensions (leaf 80000001, ecx bit 22)"
+            );
+        }
         let cpuid = cpuid::for_vcpu(&self.cpuid, model, cpu);
         // KVM takes a vCPU's number for its local APIC id.
         let id = model.topology.apic_id(cpu);

@@ -77,10 +77,9 @@ impl Vcpu for KvmVcpu {
                 },
             }
             self.kick.count();
+            let run = self.fd.get_kvm_run();
             // SAFETY: this is the vCPU's run area, mapped whole, and KVM_RUN has just returned 0.
-            if let Some(exit) =
-                unsafe { exits::dispatch(self.fd.get_kvm_run(), handler, &self.msrs) }
-            {
+            if let Some(exit) = unsafe { exits::dispatch(run, handler, &self.msrs) } {
                 return Ok(exit);
             }
         }
