@@ -86,6 +86,24 @@ fn on_amd_leaves_beyond_the_last_are_zero() {
 }
 
 #[test]
+fn a_profile_that_kvm_refuses_is_an_error() {
+    if !kvm("a_profile_that_kvm_refuses_is_an_error") {
+        return;
+    }
+    let profile = PROFILE.replace("0x80000002, 0, 0, 0", "0x80000008, 0, 0, 0")
+        + "\"80000008\" = [0x2020, 0, 0, 0]\n";
+    Scene::new()
+        .run(&vm(
+            "",
+            "cpuid_profile = \"odd\"",
+            &format!("{STDIO}{profile}"),
+        ))
+        .exited(1)
+        .logged("KVM refused the CPUID table")
+        .logged("80000008");
+}
+
+#[test]
 fn the_guest_sees_its_topology() {
     if !kvm("the_guest_sees_its_topology") {
         return;

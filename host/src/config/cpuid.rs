@@ -256,6 +256,28 @@ mod tests {
     use super::*;
     use crate::config::document;
 
+    fn parse(text: &str, problems: &mut Problems) -> Profiles {
+        let root = document::parse(text, 0, problems);
+        match &root["cpuid"].value {
+            Value::Table(group) => read(group, &[], problems),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn more_leaves_than_hypervisors_take_are_refused() {
+        let mut text = String::from("[cpuid.x]\nvendor = \"amd\"\n");
+        for leaf in 0..ENTRIES_MAX {
+            let _ = writeln!(text, "{leaf:x} = [{leaf}, 0, 0, 0]");
+        }
+        let mut problems = Problems::default();
+        assert!(parse(&text, &mut problems)["x"].is_some(), "{problems:?}");
+        text.push_str("ffffffff = [1, 0, 0, 0]\n");
+        assert!(parse(&text, &mut problems)["x"].is_none());
+        let report = &problems.list[0].text;
+        assert_eq!(report, "[cpuid.x] has 241 leaves: at most 240 are possible");
+    }
+
     #[test]
     fn what_is_written_is_read_back() {
         let entry = |leaf, subleaf, values| CpuidEntry {
@@ -277,11 +299,7 @@ mod tests {
             "{text}"
         );
         let mut problems = Problems::default();
-        let root = document::parse(&text, 0, &mut problems);
-        let Value::Table(group) = &root["cpuid"].value else {
-            panic!("{text}");
-        };
-        let read = read(group, &[], &mut problems);
+        let read = parse(&text, &mut problems);
         assert!(problems.list.is_empty(), "{problems:?}");
         assert_eq!(read["host"].as_deref(), Some(&profile));
     }

@@ -40,7 +40,8 @@ impl KvmVcpu {
         let cpuid =
             CpuId::from_entries(cpuid).map_err(|error| anyhow!("CPUID table: {error:?}"))?;
         fd.set_cpuid2(&cpuid)
-            .context("KVM refused the CPUID table: has this CPU its address widths (leaf 80000008) and its XSAVE features (leaf d)?")?;
+            .context("KVM refused the CPUID table: it takes 48 or 57 as the width of virtual addresses (leaf 80000008), and only \
+                 XSAVE features that this CPU has (leaf d)")?;
         let kick = Arc::new(KvmKick::new(&fd)?);
         let power_on =
             Box::new(PowerOn::of(&fd, bootstrap).context("KVM does not tell the power-on state")?);
