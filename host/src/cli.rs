@@ -11,6 +11,7 @@ use log::LevelFilter;
 
 use crate::config::source::Severity;
 use crate::config::{self, Loaded};
+use crate::hypervisor::{Backend, Vm as _};
 use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
@@ -27,6 +28,7 @@ Examples:
   vmm-host configs/hello.toml          run the self-test guest, console on this terminal
   vmm-host check vm.toml               check a VM file and its plugins, create nothing
   vmm-host plugins                     list the plugins that are found, and what was skipped
+  vmm-host cpuid >> vm.toml            add this machine's CPUID profile, [cpuid.host], to a VM file
   vmm-host plugins NAME                the options of a plugin, driver or backend type
   vmm-host --plugin-path ./mine vm.toml
 
@@ -39,6 +41,11 @@ Exit codes:
   1  the VM could not be built, or failed
   2  wrong command line
   3  the VM file is refused";
+
+const CPUID_NOTE: &str = "\
+# What guests see here without a profile; with `cpuid_profile = \"host\"` in [main] they see it anywhere.
+# Leaves that say where a CPU is (b, 1f, 8000001e) and the hypervisor's own (40000000) are made by the host.
+";
 
 /// Runs a virtual machine whose every device and backend is a plugin.
 #[derive(Debug, Parser)]
@@ -69,6 +76,8 @@ enum Command {
         #[arg(value_name = "VM.toml")]
         file: PathBuf,
     },
+    /// Print what this machine's CPUs tell a guest, as a CPUID profile to paste into a VM file
+    Cpuid,
     /// List the plugins found, or show everything about one of them
     Plugins {
         /// A plugin, a driver or a backend type
@@ -125,6 +134,7 @@ pub fn main(run: impl FnOnce(Loaded, Instant) -> anyhow::Result<u8>) -> ExitCode
     let options = SearchOptions::of_process(arguments.plugin_path);
     let code = match (arguments.command, arguments.file) {
         (Some(Command::Check { file }), _) => check(&file, &options),
+        (Some(Command::Cpuid), _) => cpuid(),
         (Some(Command::Plugins { name, markdown }), _) => {
             plugins(name.as_deref(), markdown, &options)
         }
@@ -203,6 +213,19 @@ fn check(file: &Path, options: &SearchOptions) -> u8 {
         config.devices.len(),
         config.backends.len()
     ))
+}
+
+fn cpuid() -> u8 {
+    match Backend::host_cpuid() {
+        Ok(profile) => print(&format!(
+            "{CPUID_NOTE}{}",
+            config::cpuid::to_toml("host", &profile.portable())
+        )),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            EXIT_FAILURE
+        }
+    }
 }
 
 fn plugins(name: Option<&str>, markdown: bool, options: &SearchOptions) -> u8 {

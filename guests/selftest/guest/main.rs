@@ -14,6 +14,7 @@ mod block_faults;
 mod block_transport;
 mod block_writes;
 mod clock;
+mod cpuid;
 mod interrupts;
 mod io;
 mod memory;

@@ -4,7 +4,7 @@ use crate::io::{inb, read64, write8, write64};
 use crate::memory::{self, CommandLine};
 use crate::serial::{self, print_line};
 use crate::{
-    acpi, block, block_checks, check, clock, interrupts, io, pci, power, println, skip, uart,
+    acpi, block, block_checks, check, clock, cpuid, interrupts, io, pci, power, println, skip, uart,
 };
 
 /// Where `reboot-once` leaves its mark: battery-backed memory, for a reset may clear RAM.
@@ -58,8 +58,9 @@ pub fn run(line: &CommandLine) -> ! {
 /// Every check, or those of `checks=a,b`; then power off, or reset if one failed.
 fn hello(line: &CommandLine) -> ! {
     let only = line.value("checks");
-    let areas: [(&str, fn()); 5] = [
+    let areas: [(&str, fn()); 6] = [
         ("machine", machine),
+        ("cpuid", cpuid::run),
         ("acpi", acpi::run),
         ("pci", pci::run),
         ("uart", uart::run),

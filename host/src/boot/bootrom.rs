@@ -248,7 +248,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let vm = Arc::new(FakeVm::default());
-            let machine = Machine::new(vm.clone(), vm.memory(), 1, Arc::new(|_| {})).unwrap();
+            let machine = Machine::new(vm.clone(), vm.memory(), vec![0], Arc::new(|_| {})).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let mut image = vec![0; 0x2000];
             image[0x1ff0] = 0xea;

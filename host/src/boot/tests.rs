@@ -2,7 +2,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::*;
-use crate::hypervisor::tests::vm;
+use crate::hypervisor::tests::{cores, vm};
 use crate::hypervisor::{Exit, ExitHandler, Kick, Vcpu, Vm};
 use crate::machine::e820::{E820Entry, E820Kind};
 use crate::memory::GuestMemory;
@@ -242,7 +242,7 @@ fn an_elf_program_runs_in_64_bit_mode() {
         return;
     };
     let kernel = open(&elf(&code, 2 * MIB, 0x1000));
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     for used in [false, true] {
         let direct = DirectBoot {
             used,

@@ -1,6 +1,7 @@
 //! The `[main]` table.
 
 use super::boot;
+use super::cpus::{self, Cpus, Profiles};
 use super::document::{Table, Value};
 use super::profile::PROFILES;
 use super::source::{Problems, Span};
@@ -8,10 +9,16 @@ use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{Boot, OnFault};
 
-/// Keys of `[main]`, the last four of which exist for propolis files.
-pub const KEYS: [&str; 19] = [
+/// Keys of `[main]`, the last two of which exist for propolis files.
+pub const KEYS: [&str; 23] = [
     "name",
     "cpus",
+    "sockets",
+    "cores",
+    "threads",
+    "topology",
+    "cpu_binding",
+    "cpuid_profile",
     "memory",
     "kernel",
     "initrd",
@@ -26,13 +33,8 @@ pub const KEYS: [&str; 19] = [
     "bootrom_vars_template",
     "boot_order",
     "use_reservoir",
-    "cpuid_profile",
-    "cpu_binding",
     "acpi_variant",
 ];
-
-/// The most vCPUs: an xAPIC id has 8 bits, and 255 means all (Intel SDM volume 3, 12.6.1).
-const CPUS_MAX: u64 = 254;
 
 const MIB: u64 = 1 << 20;
 
@@ -40,7 +42,7 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Main {
     pub name: String,
-    pub cpus: u8,
+    pub cpus: Cpus,
     pub memory_bytes: u64,
     pub boot: Boot,
     pub bootrom_version: Option<String>,
@@ -63,7 +65,13 @@ pub fn profile_name(root: &Table) -> &str {
 }
 
 /// Reads the table. `memory_max` is what the machine has, if that is known.
-pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Problems) -> Main {
+pub fn read(
+    table: &Table,
+    at: Span,
+    memory_max: Option<u64>,
+    profiles: &Profiles,
+    problems: &mut Problems,
+) -> Main {
     refuse_unknown("main", table, &KEYS, problems);
     let field = |name| {
         table.get(name).map(|entry| Field {
@@ -92,10 +100,7 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         name: field("name")
             .and_then(|field| vm_name(&field, problems))
             .unwrap_or_default(),
-        cpus: field("cpus")
-            .and_then(|field| field.integer(1, CPUS_MAX, problems))
-            .and_then(|cpus| u8::try_from(cpus).ok())
-            .unwrap_or(1),
+        cpus: cpus::read(&field, profiles, problems),
         memory_bytes: field("memory")
             .and_then(|field| memory(&field, memory_max, problems))
             .unwrap_or(MIB),
@@ -158,32 +163,15 @@ pub fn on_fault(field: &Field<'_>, problems: &mut Problems) -> Option<OnFault> {
 
 /// Keys that propolis files carry. What would change the guest is refused, what would not is noted and ignored.
 fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problems: &mut Problems) {
-    if let Some(field) = field("cpuid_profile") {
-        field.text(problems);
-        problems.error(
-            field.entry.key,
-            "`cpuid_profile` is not supported by this version: the guest sees the host's CPU",
-        );
-    }
     if let Some(field) = field("acpi_variant") {
         field.word(&["V0"], problems);
     }
-    let mut ignored = |field: &Field<'_>, why: &str| {
+    if let Some(field) = field("use_reservoir")
+        && field.boolean(problems) == Some(true)
+    {
         problems.warning(
             field.entry.key,
-            format!("`{}` in [main] has no effect: {why}", field.name),
+            "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
         );
-    };
-    let mut bad = Problems::default();
-    if let Some(field) = field("use_reservoir")
-        && field.boolean(&mut bad) == Some(true)
-    {
-        ignored(&field, "memory comes from the system, not from a reservoir");
     }
-    if let Some(field) = field("cpu_binding")
-        && field.word(&["any", "upper-half"], &mut bad) == Some("upper-half")
-    {
-        ignored(&field, "vCPU threads run on any CPU");
-    }
-    problems.list.append(&mut bad.list);
 }

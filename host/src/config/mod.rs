@@ -6,6 +6,8 @@
 
 mod backends;
 mod boot;
+pub mod cpuid;
+mod cpus;
 mod devices;
 pub mod document;
 mod fw_cfg;
@@ -38,9 +40,17 @@ use crate::plugins::search::{Origin, SearchOptions, search};
 /// No VM file is longer; what is was given by mistake.
 const FILE_MAX: u64 = 4 << 20;
 
-const TABLES: [&str; 6] = ["main", "plugins", "dev", "block_dev", "char_dev", "fw_cfg"];
+const TABLES: [&str; 7] = [
+    "main",
+    "plugins",
+    "dev",
+    "block_dev",
+    "char_dev",
+    "cpuid",
+    "fw_cfg",
+];
 /// Tables of propolis files that would change what the guest sees, and that this version can't serve.
-const UNSUPPORTED: [&str; 2] = ["cpuid", "cloudinit"];
+const UNSUPPORTED: [&str; 1] = ["cloudinit"];
 
 /// A VM file that can be run.
 #[derive(Debug)]
@@ -204,8 +214,14 @@ fn check(
     registry: &Registry,
     problems: &mut Problems,
 ) -> Option<VmConfig> {
+    let profiles = group(root, "cpuid", problems)
+        .map(|(table, _)| cpuid::read(table, sources, problems))
+        .unwrap_or_default();
     let main = match group(root, "main", problems) {
-        Some((table, at)) => Some(main_table::read(table, at, memory_of_machine(), problems)),
+        Some((table, at)) => {
+            let memory_max = memory_of_machine();
+            Some(main_table::read(table, at, memory_max, &profiles, problems))
+        }
         None => {
             if !root.contains_key("main") {
                 problems
@@ -244,7 +260,9 @@ fn check(
     let main = main?;
     Some(VmConfig {
         name: main.name,
-        cpus: main.cpus,
+        cpus: main.cpus.count,
+        cpu_model: main.cpus.model,
+        cpu_binding: main.cpus.binding,
         memory_bytes: main.memory_bytes,
         boot: main.boot,
         bootrom_version: main.bootrom_version,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::source::{Source, Span};
+use crate::hypervisor::CpuModel;
 use crate::pci::Bdf;
 use crate::plugins::registry::{BackendEntry, DriverEntry};
 use crate::plugins::schema::{BackendKind, OptionValue};
@@ -19,6 +20,10 @@ pub struct VmConfig {
     pub name: String,
     /// Number of vCPUs, from 1 to 254.
     pub cpus: u8,
+    /// How those lie in sockets, cores and threads, and what CPUID tells the guest.
+    pub cpu_model: CpuModel,
+    /// The CPU of this machine that each vCPU runs on; empty for any.
+    pub cpu_binding: Vec<u32>,
     /// Guest memory in bytes: whole MiB, at least one.
     pub memory_bytes: u64,
     /// What the guest starts with.

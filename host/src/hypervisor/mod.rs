@@ -8,14 +8,20 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::memory::GuestMemory;
+use cpuid::CpuidProfile;
 use rom::Rom;
+use topology::Topology;
 
+pub mod affinity;
 pub mod backing;
+pub mod cpuid;
 #[cfg(target_os = "linux")]
 pub mod kvm;
+pub mod msr;
 pub mod rom;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod topology;
 #[cfg(not(target_os = "linux"))]
 pub mod unsupported;
 
@@ -53,6 +59,15 @@ pub enum Space {
     Pio,
     /// Guest physical memory.
     Mmio,
+}
+
+/// What the CPUs of a VM are to its guest.
+#[derive(Clone, Debug)]
+pub struct CpuModel {
+    /// How many there are, and where.
+    pub topology: Topology,
+    /// What CPUID says; without one, what this machine's CPUs and the hypervisor offer.
+    pub profile: Option<Arc<CpuidProfile>>,
 }
 
 /// What answers the guest's register accesses while a vCPU runs. `width` is 1, 2, 4 or 8 bytes; a read's
@@ -161,15 +176,21 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The hypervisor refused.
     fn show_rom(&self, rom: &Rom, shown: bool) -> anyhow::Result<()>;
 
+    /// What CPUID tells a guest without a profile, before it is made for one CPU. Needs no VM.
+    ///
+    /// # Errors
+    /// No hypervisor, or no permission: the message says what to do.
+    fn host_cpuid() -> anyhow::Result<CpuidProfile>;
+
     /// The largest number of vCPUs this host allows.
     fn max_vcpus(&self) -> u32;
 
-    /// Adds vCPU `id` (ids count from 0; the local APIC id is the same number) with a CPUID table that says
-    /// `count` CPUs exist in all.
+    /// Adds vCPU `cpu`, counted from 0, of a VM whose CPUs are `model`. Its local APIC id is what
+    /// [`Topology::apic_id`] says.
     ///
     /// # Errors
     /// The hypervisor refused.
-    fn create_vcpu(&self, id: u32, count: u32) -> anyhow::Result<Self::Vcpu>;
+    fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> anyhow::Result<Self::Vcpu>;
 
     /// Drives interrupt line `gsi` (0 to 23): the I/O APIC pin of that number, and below 16 also the 8259 input. As
     /// on every PC, line 0 (the PIT) reaches I/O APIC pin 2, and line 2 the 8259 cascade alone.

@@ -39,6 +39,14 @@ macro_rules! guest {
 }
 pub(crate) use guest;
 
+/// `cpus` cores of what this machine has.
+pub(crate) fn cores(cpus: u8) -> CpuModel {
+    CpuModel {
+        topology: Topology::of_cores(cpus),
+        profile: None,
+    }
+}
+
 /// A VM with `program` loaded, or `None` (and why, on standard output) where no hypervisor is to be had.
 pub(crate) fn vm(test: &str, program: &[u8]) -> Option<Backend> {
     match Backend::create("test", RAM) {
@@ -140,7 +148,7 @@ fn ports_and_memory_reach_the_handler() {
         return;
     };
     vm.memory().write(0x2000, b"xyz").unwrap();
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     let expected = [
         (Space::Pio, 0x3f8, 1, u64::from(b'A')),
         (Space::Pio, 0x3f8, 4, 0x3f8 ^ 0x1234_5678),
@@ -257,7 +265,7 @@ fn doorbells_signal_without_an_exit() {
         vm.bind_doorbell(bells[0].0, any.as_fd()).is_err(),
         "an address was bound twice"
     );
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     at_entry(&mut vcpu);
     let mut record = Record::new(kick_at_the_end(&vcpu));
     assert!(matches!(vcpu.run(&mut record).unwrap(), Exit::Kicked));
@@ -274,6 +282,40 @@ fn doorbells_signal_without_an_exit() {
         vm.unbind_doorbell(bell, fd.as_fd()).unwrap();
     }
     assert!(vm.unbind_doorbell(bells[0].0, port.as_fd()).is_err());
+}
+
+#[test]
+fn msrs_that_nobody_has_are_no_exceptions() {
+    let program = guest!(
+        "guest_msrs",
+        "mov ecx, 0x1234567",
+        "mov eax, 5",
+        "mov edx, 6",
+        "wrmsr",
+        "rdmsr",
+        "out 0x80, eax",
+        "mov eax, edx",
+        "out 0x80, eax",
+        "out 0x81, al",
+    );
+    let Some(vm) = vm("msrs_that_nobody_has_are_no_exceptions", program) else {
+        return;
+    };
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
+    at_entry(&mut vcpu);
+    let mut record = Record::new(kick_at_the_end(&vcpu));
+    let exit = vcpu.run(&mut record).unwrap();
+    #[cfg(target_os = "linux")]
+    if !kvm_ioctls::Kvm::new()
+        .unwrap()
+        .check_extension(kvm_ioctls::Cap::X86UserSpaceMsr)
+    {
+        println!("SKIPPED: msrs_that_nobody_has_are_no_exceptions: this KVM keeps them to itself");
+        return;
+    }
+    assert!(matches!(exit, Exit::Kicked), "{exit:?}");
+    let zero = (Space::Pio, 0x80, 4, 0);
+    assert_eq!(record.seen, [zero, zero, (Space::Pio, 0x81, 1, 0)]);
 }
 
 #[test]
@@ -329,7 +371,7 @@ fn interrupts_arrive_by_every_way() {
     let Some(vm) = vm("interrupts_arrive_by_every_way", program) else {
         return;
     };
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     at_entry(&mut vcpu);
     let fd = eventfd();
     let message = |vector| Msi {
@@ -396,7 +438,7 @@ fn a_crash_says_what_happened() {
     let Some(vm) = vm("a_crash_says_what_happened", program) else {
         return;
     };
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     at_entry(&mut vcpu);
     let mut registers = vcpu.registers().unwrap();
     // Executing device registers is beyond every hypervisor's instruction emulator.
@@ -422,7 +464,7 @@ fn a_kick_may_come_before_the_run_and_after_the_end() {
     let Some(vm) = vm(test, guest!("guest_kick", "2: jmp 2b")) else {
         return;
     };
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     at_entry(&mut vcpu);
     let kick = vcpu.kick_handle();
     kick.kick();

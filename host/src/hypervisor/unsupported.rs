@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::cpuid::CpuidProfile;
 use super::rom::Rom;
-use super::{Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
+use super::{CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
 use crate::memory::GuestMemory;
 
 /// A VM that can't exist.
@@ -40,11 +41,18 @@ impl Vm for UnsupportedVm {
         match self.0 {}
     }
 
+    fn host_cpuid() -> Result<CpuidProfile> {
+        bail!(
+            "the hypervisor of {} is not supported yet; use Linux with KVM",
+            std::env::consts::OS
+        )
+    }
+
     fn max_vcpus(&self) -> u32 {
         match self.0 {}
     }
 
-    fn create_vcpu(&self, _: u32, _: u32) -> Result<UnsupportedVcpu> {
+    fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<UnsupportedVcpu> {
         match self.0 {}
     }
 

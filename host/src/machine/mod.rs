@@ -76,16 +76,21 @@ pub struct Machine<V: Vm> {
     rtc: Arc<Rtc>,
     fw_cfg: OnceLock<Arc<FwCfg>>,
     apertures: Apertures,
-    cpus: u32,
+    apic_ids: Vec<u32>,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for `cpus` CPUs and this memory. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for CPUs with these local APIC ids and this memory. `events` hears of power off and reset; it is called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
-    pub fn new(vm: Arc<V>, memory: &GuestMemory, cpus: u32, events: EventSender) -> Result<Self> {
+    pub fn new(
+        vm: Arc<V>,
+        memory: &GuestMemory,
+        apic_ids: Vec<u32>,
+        events: EventSender,
+    ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
         let root = Root::new(vm, Arc::clone(&buses), Arc::clone(&lines));
@@ -159,7 +164,7 @@ impl<V: Vm> Machine<V> {
             rtc,
             fw_cfg: OnceLock::new(),
             apertures,
-            cpus,
+            apic_ids,
             isa: Mutex::default(),
         })
     }
@@ -306,7 +311,7 @@ impl<V: Vm> Machine<V> {
     pub fn write_acpi(&self, memory: &GuestMemory) -> Result<u64> {
         let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
         let contents = acpi::Contents {
-            cpus: self.cpus,
+            apic_ids: &self.apic_ids,
             apertures: &self.apertures,
             isa: &isa,
         };

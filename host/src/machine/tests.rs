@@ -20,7 +20,7 @@ impl Fixture {
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let machine = Machine::new(Arc::clone(&vm), vm.memory(), 2, sender).unwrap();
+        let machine = Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], sender).unwrap();
         let io = machine.exit_handler();
         Self {
             vm,

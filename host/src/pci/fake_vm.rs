@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
+use crate::hypervisor::cpuid::CpuidProfile;
 use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
-    Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
+    CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
 };
 use crate::memory::GuestMemory;
 
@@ -92,11 +93,15 @@ impl Vm for FakeVm {
         Ok(())
     }
 
+    fn host_cpuid() -> Result<CpuidProfile> {
+        anyhow::bail!("no CPUs here")
+    }
+
     fn max_vcpus(&self) -> u32 {
         0
     }
 
-    fn create_vcpu(&self, _: u32, _: u32) -> Result<NoVcpu> {
+    fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<NoVcpu> {
         anyhow::bail!("no CPUs here")
     }
 

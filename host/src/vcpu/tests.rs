@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::hypervisor::tests::{at_entry, guest, vm};
+use crate::hypervisor::tests::{at_entry, cores, guest, vm};
 use crate::hypervisor::{Backend, DescriptorTable, Registers, Segment, Vm};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,14 +34,21 @@ struct Running {
 fn start(test: &str, program: &[u8], cpus: u32) -> Option<Running> {
     let vm = vm(test, program)?;
     let mut vcpus: Vec<_> = (0..cpus)
-        .map(|cpu| vm.create_vcpu(cpu, cpus).unwrap())
+        .map(|cpu| vm.create_vcpu(cpu, &cores(cpus as u8)).unwrap())
         .collect();
     at_entry(&mut vcpus[0]);
     let (port_sender, ports) = mpsc::channel();
     let (event_sender, events) = mpsc::channel();
     let events_to = Arc::new(move |event| event_sender.send(event).unwrap_or(()));
     let memory = Arc::clone(vm.memory());
-    let set = VcpuSet::spawn(vcpus, memory, |_| Ports(port_sender.clone()), events_to).unwrap();
+    let set = VcpuSet::spawn(
+        vcpus,
+        memory,
+        &[],
+        |_| Ports(port_sender.clone()),
+        events_to,
+    )
+    .unwrap();
     Some(Running {
         set,
         ports,
@@ -202,11 +209,18 @@ fn a_device_can_freeze_the_cpu_that_calls_it() {
         }
         fn mmio_write(&mut self, _: u64, _: u8, _: u64) {}
     }
-    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     at_entry(&mut vcpu);
     let (freezer, (sender, ports)) = (Arc::new(std::sync::OnceLock::new()), mpsc::channel());
     let make = |_| Freezing(Arc::clone(&freezer), sender.clone());
-    let set = VcpuSet::spawn(vec![vcpu], Arc::clone(vm.memory()), make, Arc::new(|_| {})).unwrap();
+    let set = VcpuSet::spawn(
+        vec![vcpu],
+        Arc::clone(vm.memory()),
+        &[],
+        make,
+        Arc::new(|_| {}),
+    )
+    .unwrap();
     freezer.set(set.freezer()).unwrap_or(());
     set.resume();
     assert_eq!(ports.recv_timeout(PATIENCE), Ok(1));

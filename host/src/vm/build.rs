@@ -40,6 +40,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
 
     let hypervisor = Arc::new(Backend::create(&config.name, config.memory_bytes)?);
     let cpus = u32::from(config.cpus);
+    let topology = config.cpu_model.topology;
     let max = hypervisor.max_vcpus();
     ensure!(
         cpus <= max,
@@ -59,7 +60,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     let machine = Arc::new(Machine::new(
         hypervisor.clone(),
         hypervisor.memory(),
-        cpus,
+        (0..cpus).map(|cpu| topology.apic_id(cpu)).collect(),
         mailbox.events(),
     )?);
     let mut objects = Objects::default();
@@ -86,7 +87,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     timeline.mark(Mark::DevicesCreated);
 
     let vcpus = (0..cpus)
-        .map(|id| hypervisor.create_vcpu(id, cpus))
+        .map(|cpu| hypervisor.create_vcpu(cpu, &config.cpu_model))
         .collect::<Result<Vec<_>>>()?;
     let handler = |_| Watched {
         bus: machine.exit_handler(),
@@ -96,6 +97,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     let vcpus = VcpuSet::spawn(
         vcpus,
         hypervisor.memory().clone(),
+        &config.cpu_binding,
         handler,
         mailbox.events(),
     )?;

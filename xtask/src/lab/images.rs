@@ -230,7 +230,7 @@ impl Lab {
             &tree.join("usr/share/misc/pci.ids"),
         )?;
         self.libraries(&tree.join("lib"))?;
-        for name in ["button", "evdev"] {
+        for name in ["button", "evdev", "msr"] {
             copy(
                 &self.module(name)?,
                 &tree.join(format!("lib/modules/{name}.ko")),

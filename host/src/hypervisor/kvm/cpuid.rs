@@ -1,172 +1,172 @@
-//! What the CPUID instruction tells each vCPU: what KVM supports on this machine, with the parts that name
-//! one particular CPU and the VM's topology (one socket, `count` cores, one thread each) filled in.
+//! Between KVM's CPUID tables and the guest's.
 //!
-//! Leaf numbers and fields: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
+//! KVM's own search (`KVM_SET_CPUID2`) is the guest's: it takes the first entry whose function, and index where that is
+//! significant, are those of the request; where there is none it answers as the vendor that leaf 0 names would, with zeros
+//! or with the highest basic leaf.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use crate::hypervisor::CpuModel;
+use crate::hypervisor::cpuid::{CpuidEntry, CpuidProfile, Vendor};
+
+/// Leaf 1, ECX: a hypervisor is there, and its leaves with it.
 const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, ECX: the local APIC's timer has a TSC deadline mode.
 const TSC_DEADLINE: u32 = 1 << 24;
-const HTT: u32 = 1 << 28;
-const CMP_LEGACY: u32 = 1 << 1;
-const EXTENDED_TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
-/// The table of vCPU `id` (its local APIC id) out of `count`, from what KVM supports.
-pub fn for_vcpu(
-    supported: &[kvm_cpuid_entry2],
-    id: u32,
-    count: u32,
-    tsc_deadline: bool,
-) -> Vec<kvm_cpuid_entry2> {
-    let amd = supported
-        .iter()
-        .any(|entry| entry.function == 0x8000_0000 && entry.eax >= 0x8000_001d)
-        && supported.iter().any(|entry| {
-            entry.function == 0 && (entry.ebx == 0x6874_7541 || entry.ebx == 0x6f67_7948)
-        });
-    let mut table: Vec<_> = supported
-        .iter()
-        .filter(|entry| !EXTENDED_TOPOLOGY.contains(&entry.function))
-        .copied()
-        .collect();
-    for entry in &mut table {
-        specialise(entry, id, count, tsc_deadline, amd);
-    }
-    let max_basic = supported
-        .iter()
-        .find(|entry| entry.function == 0)
-        .map_or(0, |entry| entry.eax);
-    for leaf in EXTENDED_TOPOLOGY {
-        if max_basic >= leaf {
-            table.extend(extended_topology(leaf, id, count));
-        }
-    }
-    table
-}
-
-fn specialise(entry: &mut kvm_cpuid_entry2, id: u32, count: u32, tsc_deadline: bool, amd: bool) {
-    match entry.function {
-        1 => {
-            let logical = count.next_power_of_two().min(0xff);
-            entry.ebx = entry.ebx & 0x0000_ffff | logical << 16 | id << 24;
-            entry.ecx |= HYPERVISOR;
+/// What a guest without a profile sees: everything `supported`, and what depends on the in-kernel local APIC.
+pub fn host(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> CpuidProfile {
+    let entries = supported.iter().map(|entry| {
+        let mut values = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+        if entry.function == 1 {
+            values[2] |= HYPERVISOR;
             if tsc_deadline {
-                entry.ecx |= TSC_DEADLINE;
+                values[2] |= TSC_DEADLINE;
             }
-            set(&mut entry.edx, HTT, count > 1);
         }
-        4 => {
-            let cores = count.next_power_of_two().min(64) - 1;
-            entry.eax =
-                entry.eax & 0x0000_3fff | cache_sharers(entry.eax, count) << 14 | cores << 26;
+        let indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+        CpuidEntry {
+            leaf: entry.function,
+            subleaf: indexed.then_some(entry.index),
+            values,
         }
-        0x8000_0001 if amd => set(&mut entry.ecx, CMP_LEGACY, count > 1),
-        // Cores less one, and how many bits of the APIC id tell them apart.
-        0x8000_0008 if amd => {
-            entry.ecx = entry.ecx & !0xf0ff | (count - 1).min(0xff) | id_bits(count) << 12;
-        }
-        0x8000_001d => entry.eax = entry.eax & 0x0000_3fff | cache_sharers(entry.eax, count) << 14,
-        0x8000_001e => {
-            entry.eax = id;
-            entry.ebx = id & 0xff;
-            entry.ecx = 0;
-        }
-        _ => {}
+    });
+    let profile = CpuidProfile::new(Vendor::Intel, entries.collect());
+    match profile.named_vendor() {
+        Some(Vendor::Amd) => CpuidProfile::new(Vendor::Amd, profile.entries().to_vec()),
+        // Others that there are follow Intel.
+        _ => profile,
     }
 }
 
-/// CPUs less one that share a cache of leaf 4 or 0x8000_001d: each core has its own levels 1 and 2.
-fn cache_sharers(eax: u32, count: u32) -> u32 {
-    let level = eax >> 5 & 7;
-    if level >= 3 {
-        (count.next_power_of_two() - 1).min(0xfff)
-    } else {
-        0
-    }
+/// The table of CPU `cpu`: the model's profile, or else the `host`'s. A profile without leaves of a hypervisor gets
+/// KVM's, which guests know its clock by.
+pub fn for_vcpu(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> Vec<kvm_cpuid_entry2> {
+    let table = match &model.profile {
+        None => host.for_cpu(model.topology, cpu),
+        Some(profile) => {
+            let own = host.entries().iter().copied();
+            let kvm = own.filter(|entry| entry.is_paravirtual() && !profile.has_paravirtual());
+            profile.with(kvm).for_cpu(model.topology, cpu)
+        }
+    };
+    table.entries().iter().map(to_kvm).collect()
 }
 
-fn extended_topology(leaf: u32, id: u32, count: u32) -> [kvm_cpuid_entry2; 3] {
-    // Level types: 1 = thread, 2 = core, 0 = no more levels.
-    [(0, 0, 1, 1), (1, id_bits(count), count, 2), (2, 0, 0, 0)].map(
-        |(index, shift, logical, kind)| kvm_cpuid_entry2 {
-            function: leaf,
-            index,
-            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-            eax: shift,
-            ebx: logical,
-            ecx: index | kind << 8,
-            edx: id,
-            ..Default::default()
+fn to_kvm(entry: &CpuidEntry) -> kvm_cpuid_entry2 {
+    let [eax, ebx, ecx, edx] = entry.values;
+    kvm_cpuid_entry2 {
+        function: entry.leaf,
+        index: entry.subleaf.unwrap_or(0),
+        flags: match entry.subleaf {
+            Some(_) => KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            None => 0,
         },
-    )
-}
-
-fn id_bits(count: u32) -> u32 {
-    count.next_power_of_two().trailing_zeros()
-}
-
-fn set(register: &mut u32, bit: u32, on: bool) {
-    if on {
-        *register |= bit;
-    } else {
-        *register &= !bit;
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    fn leaf(function: u32, index: u32, eax: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            eax,
-            ebx: 0x0080_0800,
-            ..Default::default()
+    use super::*;
+    use crate::hypervisor::topology::Topology;
+
+    fn supported(function: u32, index: Option<u32>, values: [u32; 4]) -> kvm_cpuid_entry2 {
+        to_kvm(&CpuidEntry {
+            leaf: function,
+            subleaf: index,
+            values,
+        })
+    }
+
+    fn some_host() -> Vec<kvm_cpuid_entry2> {
+        vec![
+            supported(0, None, [0x1f, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+            supported(1, None, [0x806f8, 0x0740_0800, 3, 0x1f8b_fbff]),
+            supported(4, Some(0), [0xfc00_4121, 0x02c0_003f, 63, 0]),
+            supported(0xb, Some(0), [1, 2, 3, 4]),
+            supported(
+                0x4000_0000,
+                None,
+                [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+            ),
+            supported(0x4000_0001, None, [0x0100_7efb, 0, 0, 0]),
+            supported(0x8000_0000, None, [0x8000_0008, 0, 0, 0]),
+        ]
+    }
+
+    fn model(profile: Option<CpuidProfile>) -> CpuModel {
+        CpuModel {
+            topology: Topology::new(2, 2, 1).unwrap(),
+            profile: profile.map(Arc::new),
+        }
+    }
+
+    fn find(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> Option<kvm_cpuid_entry2> {
+        let fits = |entry: &&kvm_cpuid_entry2| {
+            let significant = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == function && (!significant || entry.index == index)
+        };
+        table.iter().find(fits).copied()
+    }
+
+    #[test]
+    fn without_a_profile_the_guest_sees_the_host() {
+        let table = for_vcpu(&host(&some_host(), true), &model(None), 3);
+        let one = find(&table, 1, 0).unwrap();
+        assert_eq!(
+            (one.ebx, one.ecx),
+            (0x0302_0800, 3 | HYPERVISOR | TSC_DEADLINE)
+        );
+        assert_eq!(find(&table, 0xb, 1).unwrap().edx, 3);
+        assert_eq!(find(&table, 0x4000_0001, 0).unwrap().eax, 0x0100_7efb);
+        let without = host(&some_host(), false);
+        assert_eq!(without.get(1, 0).unwrap()[2], 3 | HYPERVISOR);
+    }
+
+    #[test]
+    fn the_hosts_profile_gives_the_same_tables_as_none() {
+        let host = host(&some_host(), true);
+        for cpu in 0..4 {
+            let pasted = for_vcpu(&host, &model(Some(host.portable())), cpu);
+            assert_eq!(pasted, for_vcpu(&host, &model(None), cpu));
         }
     }
 
     #[test]
-    fn each_cpu_gets_its_own_id_and_the_same_topology() {
-        let supported = [
-            leaf(0, 0, 0xd),
-            leaf(1, 0, 0),
-            leaf(4, 0, 0x21),
-            leaf(4, 3, 0x63),
-            leaf(0xb, 0, 9),
-        ];
-        let table = for_vcpu(&supported, 2, 3, true);
-        let find = |function, index| {
-            table
-                .iter()
-                .find(|entry| (entry.function, entry.index) == (function, index))
-                .unwrap()
+    fn a_profile_is_all_there_is_beside_kvms_own_leaves() {
+        let entry = |leaf, values| CpuidEntry {
+            leaf,
+            subleaf: None,
+            values,
         };
-        assert_eq!(find(1, 0).ebx, 0x0204_0800);
-        assert_eq!(find(1, 0).ecx, HYPERVISOR | TSC_DEADLINE);
-        assert_eq!(find(1, 0).edx, HTT);
-        assert_eq!(find(4, 0).eax, 0x21 | 3 << 26);
-        assert_eq!(find(4, 3).eax, 0x63 | 3 << 14 | 3 << 26);
-        assert_eq!(
-            (find(0xb, 0).ebx, find(0xb, 0).ecx, find(0xb, 0).edx),
-            (1, 0x100, 2)
-        );
-        assert_eq!(
-            (find(0xb, 1).eax, find(0xb, 1).ebx, find(0xb, 1).ecx),
-            (2, 3, 0x201)
-        );
-        assert_eq!(
-            table.iter().filter(|entry| entry.function == 0xb).count(),
-            3
-        );
-        assert!(!table.iter().any(|entry| entry.function == 0x1f));
+        let host = host(&some_host(), true);
+        let amd = entry(0, [1, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
+        let profile = CpuidProfile::new(Vendor::Amd, vec![amd, entry(1, [7, 8, 9, 0])]);
+        let table = for_vcpu(&host, &model(Some(profile.clone())), 0);
+        let leaves: Vec<u32> = table.iter().map(|entry| entry.function).collect();
+        assert_eq!(leaves, [0, 1, 0x4000_0000, 0x4000_0001]);
+        assert_eq!(table[1].ecx, 9, "not even the hypervisor's bit is added");
+        let own = profile.with([entry(0x4000_0000, [0x4000_0000, 1, 2, 3])]);
+        let table = for_vcpu(&host, &model(Some(own)), 0);
+        assert_eq!(find(&table, 0x4000_0000, 0).unwrap().ebx, 1);
+        assert_eq!(find(&table, 0x4000_0001, 0), None);
     }
 
     #[test]
-    fn one_cpu_is_no_multiprocessor() {
-        let table = for_vcpu(&[leaf(0, 0, 1), leaf(1, 0, 0)], 0, 1, false);
-        assert_eq!(table[1].edx & HTT, 0);
-        assert_eq!(table[1].ebx, 0x0001_0800);
+    fn amd_hosts_follow_amds_rules() {
+        let entries = [supported(
+            0,
+            None,
+            [1, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+        )];
+        assert_eq!(host(&entries, false).vendor(), Vendor::Amd);
+        assert_eq!(host(&some_host(), false).vendor(), Vendor::Intel);
     }
 }

@@ -5,13 +5,18 @@ use std::fmt::Write;
 
 use kvm_bindings::*;
 
+use crate::hypervisor::msr::UnknownMsrs;
 use crate::hypervisor::{Exit, ExitHandler};
 
 /// Serves the register access that `run` describes; what is not one comes back.
 ///
 /// # Safety
 /// `run` heads a whole mapped run area, which the kernel filled when the vCPU's last `KVM_RUN` returned 0.
-pub unsafe fn dispatch(run: &mut kvm_run, handler: &mut dyn ExitHandler) -> Option<Exit> {
+pub unsafe fn dispatch(
+    run: &mut kvm_run,
+    handler: &mut dyn ExitHandler,
+    msrs: &UnknownMsrs,
+) -> Option<Exit> {
     match run.exit_reason {
         KVM_EXIT_IO => {
             // SAFETY: the exit reason says that this field is valid.
@@ -42,6 +47,19 @@ pub unsafe fn dispatch(run: &mut kvm_run, handler: &mut dyn ExitHandler) -> Opti
                 &mut mmio.data[..len],
                 handler,
             );
+            None
+        }
+        KVM_EXIT_X86_RDMSR => {
+            // SAFETY: as above.
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            (msr.data, msr.error) = (msrs.read(msr.index), 0);
+            None
+        }
+        KVM_EXIT_X86_WRMSR => {
+            // SAFETY: as above.
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            msrs.write(msr.index, msr.data);
+            msr.error = 0;
             None
         }
         KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN => Some(Exit::Kicked),
@@ -201,6 +219,32 @@ mod tests {
         let mut data = [0; 4];
         port_access(0x1f0, 2, true, &mut data, &mut record);
         assert_eq!(data, [0x03, 0x10, 0x04, 0x10]);
+    }
+
+    #[test]
+    fn unknown_msrs_read_as_zero_and_ignore_writes() {
+        let msrs = UnknownMsrs::default();
+        let mut run = kvm_run::default();
+        for reason in [KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR] {
+            run.exit_reason = reason;
+            run.__bindgen_anon_1.msr = kvm_run__bindgen_ty_1__bindgen_ty_23 {
+                error: 1,
+                reason: KVM_MSR_EXIT_REASON_UNKNOWN,
+                index: 0x1234,
+                data: 0x5678,
+                ..Default::default()
+            };
+            let mut record = Record::default();
+            // SAFETY: this exit's fields are in the page itself.
+            let exit = unsafe { dispatch(&mut run, &mut record, &msrs) };
+            assert!(exit.is_none() && record.0.is_empty(), "{exit:?}");
+            // SAFETY: written above.
+            let msr = unsafe { run.__bindgen_anon_1.msr };
+            assert_eq!(msr.error, 0, "no exception for the guest");
+            if reason == KVM_EXIT_X86_RDMSR {
+                assert_eq!(msr.data, 0);
+            }
+        }
     }
 
     #[test]

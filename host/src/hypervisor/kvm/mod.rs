@@ -17,10 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY,
-    KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
-    kvm_ioeventfd_flag_nr_deassign, kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_msi, kvm_pit_config,
-    kvm_reinject_control, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_X86_USER_SPACE_MSR, KVM_IRQFD_FLAG_DEASSIGN, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio, kvm_irqfd, kvm_msi, kvm_pit_config, kvm_reinject_control,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use rustix::io::Errno;
@@ -28,8 +29,10 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 pub use vcpu::KvmVcpu;
 
+use super::cpuid::CpuidProfile;
+use super::msr::UnknownMsrs;
 use super::rom::Rom;
-use super::{Doorbell, Msi, MsiRoute, Space, Vm};
+use super::{CpuModel, Doorbell, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
 use routing::Routing;
 
@@ -53,8 +56,8 @@ pub struct KvmVm {
     /// Each in the slot after those of the guest's RAM that its place here says. Kept, because the guest has them mapped.
     roms: Mutex<Vec<Arc<Rom>>>,
     routing: Routing,
-    cpuid: Vec<kvm_cpuid_entry2>,
-    tsc_deadline: bool,
+    cpuid: CpuidProfile,
+    msrs: Arc<UnknownMsrs>,
     max_vcpus: u32,
 }
 
@@ -68,16 +71,14 @@ impl Vm for KvmVm {
         let fd = create_vm(&kvm).with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .context("KVM does not tell its CPU features")?;
+        take_unknown_msrs(&kvm, &fd).with_context(describe)?;
         let routing = Routing::default();
         routing.install(&fd).with_context(describe)?;
         Ok(Self {
             roms: Mutex::default(),
             routing,
-            cpuid: cpuid.as_slice().to_vec(),
-            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            cpuid: supported_cpuid(&kvm)?,
+            msrs: Arc::default(),
             // Local APIC ids have 8 bits, of which 0xff means all CPUs.
             max_vcpus: kvm.get_max_vcpus().min(255) as u32,
             fd,
@@ -106,18 +107,31 @@ impl Vm for KvmVm {
         self.map_rom(rom, index, shown)
     }
 
+    fn host_cpuid() -> Result<CpuidProfile> {
+        supported_cpuid(&open(c"/dev/kvm")?)
+    }
+
     fn max_vcpus(&self) -> u32 {
         self.max_vcpus
     }
 
-    fn create_vcpu(&self, id: u32, count: u32) -> Result<KvmVcpu> {
-        let cpuid = cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline);
+    fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
+        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
+        if cpu == 0 && model.topology.threads() > 1 && profile.hides_threads() {
+            log::warn!(
+                "the guest will take threads for cores: its CPUID lacks AMD's topology extensions (leaf 80000001, ecx bit 22)"
+            );
+        }
+        let cpuid = cpuid::for_vcpu(&self.cpuid, model, cpu);
+        // KVM takes a vCPU's number for its local APIC id.
+        let id = model.topology.apic_id(cpu);
         let fd = self
             .fd
             .create_vcpu(u64::from(id))
-            .with_context(|| format!("KVM refused vCPU {id}"))?;
-        KvmVcpu::new(fd, id, &cpuid, Arc::clone(&self.memory))
-            .with_context(|| format!("Cannot set up vCPU {id}"))
+            .with_context(|| format!("KVM refused vCPU {cpu} with local APIC id {id}"))?;
+        let shared = (Arc::clone(&self.memory), Arc::clone(&self.msrs));
+        KvmVcpu::new(fd, cpu == 0, &cpuid, shared)
+            .with_context(|| format!("Cannot set up vCPU {cpu}"))
     }
 
     fn set_irq_line(&self, gsi: u32, high: bool) -> Result<()> {
@@ -314,6 +328,30 @@ fn map_memory(fd: &VmFd, memory: &GuestMemory) -> Result<()> {
             .with_context(|| format!("KVM refused guest memory at {:#x}", region.gpa))?;
     }
     Ok(())
+}
+
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuidProfile> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .context("KVM does not tell its CPU features")?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    Ok(cpuid::host(supported.as_slice(), tsc_deadline))
+}
+
+/// Has accesses to registers that KVM does not know come out (`KVM_CAP_X86_USER_SPACE_MSR`), from Linux 5.10 on; before,
+/// they are exceptions in the guest. A bad access to a register that KVM knows stays an exception, as on hardware: guests
+/// find out so what a CPU lacks.
+fn take_unknown_msrs(kvm: &Kvm, fd: &VmFd) -> Result<()> {
+    if !kvm.check_extension(Cap::X86UserSpaceMsr) {
+        return Ok(());
+    }
+    let mut capability = kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        ..Default::default()
+    };
+    capability.args[0] = u64::from(KVM_MSR_EXIT_REASON_UNKNOWN);
+    fd.enable_cap(&capability)
+        .context("KVM refused to hand over unknown MSRs")
 }
 
 /// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one

@@ -13,6 +13,7 @@ use kvm_ioctls::VcpuFd;
 use super::exits;
 use super::kick::KvmKick;
 use super::power_on::PowerOn;
+use crate::hypervisor::msr::UnknownMsrs;
 use crate::hypervisor::{DescriptorTable, Exit, ExitHandler, Kick, Registers, Segment, Vcpu};
 use crate::memory::GuestMemory;
 
@@ -24,6 +25,7 @@ pub struct KvmVcpu {
     fd: VcpuFd,
     kick: Arc<KvmKick>,
     power_on: Box<PowerOn>,
+    msrs: Arc<UnknownMsrs>,
     // The guest runs in this memory: it must stay mapped as long as the vCPU can run.
     _memory: Arc<GuestMemory>,
 }
@@ -31,21 +33,23 @@ pub struct KvmVcpu {
 impl KvmVcpu {
     pub(super) fn new(
         fd: VcpuFd,
-        id: u32,
+        bootstrap: bool,
         cpuid: &[kvm_cpuid_entry2],
-        memory: Arc<GuestMemory>,
+        (memory, msrs): (Arc<GuestMemory>, Arc<UnknownMsrs>),
     ) -> Result<Self> {
         let cpuid =
             CpuId::from_entries(cpuid).map_err(|error| anyhow!("CPUID table: {error:?}"))?;
         fd.set_cpuid2(&cpuid)
-            .context("KVM refused the CPUID table")?;
+            .context("KVM refused the CPUID table: it takes 48 or 57 as the width of virtual addresses (leaf 80000008), and only \
+                 XSAVE features that this CPU has (leaf d)")?;
         let kick = Arc::new(KvmKick::new(&fd)?);
         let power_on =
-            Box::new(PowerOn::of(&fd, id == 0).context("KVM does not tell the power-on state")?);
+            Box::new(PowerOn::of(&fd, bootstrap).context("KVM does not tell the power-on state")?);
         Ok(Self {
             fd,
             kick,
             power_on,
+            msrs,
             _memory: memory,
         })
     }
@@ -74,8 +78,9 @@ impl Vcpu for KvmVcpu {
                 },
             }
             self.kick.count();
+            let run = self.fd.get_kvm_run();
             // SAFETY: this is the vCPU's run area, mapped whole, and KVM_RUN has just returned 0.
-            if let Some(exit) = unsafe { exits::dispatch(self.fd.get_kvm_run(), handler) } {
+            if let Some(exit) = unsafe { exits::dispatch(run, handler, &self.msrs) } {
                 return Ok(exit);
             }
         }

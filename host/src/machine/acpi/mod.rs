@@ -37,7 +37,8 @@ pub struct IsaDevice {
 
 /// What the tables say about this machine.
 pub(super) struct Contents<'a> {
-    pub cpus: u32,
+    /// The local APIC id of each CPU.
+    pub apic_ids: &'a [u32],
     pub apertures: &'a Apertures,
     pub isa: &'a [IsaDevice],
 }
@@ -93,7 +94,7 @@ pub(super) fn build(contents: &Contents<'_>) -> Result<Tables> {
     let facs = place(&bytes(&FACS::new()), 64);
     let dsdt = place(&dsdt::dsdt(contents), 16);
     let fadt = place(&tables::fadt(facs, dsdt), 16);
-    let madt = place(&tables::madt(contents.cpus), 16);
+    let madt = place(&tables::madt(contents.apic_ids), 16);
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(ECAM_BASE, 0, 0, ((ECAM_LEN >> 20) - 1) as u8);
     let mcfg = place(&bytes(&mcfg), 16);
@@ -108,7 +109,7 @@ pub(super) fn build(contents: &Contents<'_>) -> Result<Tables> {
     ensure!(
         end <= AREA_END,
         "the ACPI tables for {} CPUs end at {end:#x}, beyond {AREA_END:#x}",
-        contents.cpus
+        contents.apic_ids.len()
     );
     Ok(Tables {
         base: rsdp_at,

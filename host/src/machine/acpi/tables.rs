@@ -68,17 +68,17 @@ fn interrupt_override(irq: u8, gsi: u32, flags: u16) -> [u8; 10] {
     [2, 10, 0, irq, g0, g1, g2, g3, f0, f1]
 }
 
-/// Multiple APIC Description Table (ACPI 6.4 section 5.2.12).
-pub(super) fn madt(cpus: u32) -> Vec<u8> {
+/// Multiple APIC Description Table (ACPI 6.4 section 5.2.12), for CPUs with these local APIC ids.
+pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     let mut body = (LAPIC_BASE as u32).to_le_bytes().to_vec();
     // There is a pair of 8259s too.
     body.extend(1_u32.to_le_bytes());
-    for id in 0..cpus {
+    for (cpu, &id) in (0u32..).zip(apic_ids) {
         if id < FIRST_X2APIC {
-            body.extend([0, 8, id as u8, id as u8, 1, 0, 0, 0]);
+            body.extend([0, 8, cpu as u8, id as u8, 1, 0, 0, 0]);
         } else {
             body.extend([9, 16, 0, 0]);
-            for word in [id, 1, id] {
+            for word in [id, 1, cpu] {
                 body.extend(word.to_le_bytes());
             }
         }
@@ -97,7 +97,7 @@ pub(super) fn madt(cpus: u32) -> Vec<u8> {
     }
     // LINT1 is NMI on every CPU.
     body.extend([4, 6, ALL_CPUS, 0, 0, 1]);
-    if cpus > FIRST_X2APIC {
+    if apic_ids.iter().any(|&id| id >= FIRST_X2APIC) {
         body.extend([10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
     }
     let mut table = Sdt::new(*b"APIC", 36, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);

@@ -40,9 +40,9 @@ fn devices() -> Vec<IsaDevice> {
     ]
 }
 
-fn build_for(cpus: u32) -> Tables {
+fn build_for(apic_ids: &[u32]) -> Tables {
     build(&Contents {
-        cpus,
+        apic_ids,
         apertures: &APERTURES,
         isa: &devices(),
     })
@@ -96,14 +96,14 @@ fn walk(tables: &Tables) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_guest_finds_every_table_with_a_good_checksum() {
-    let found = walk(&build_for(2));
+    let found = walk(&build_for(&[0, 1]));
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT", "XSDT", "FACS"]);
 }
 
 #[test]
 fn the_fadt_points_at_the_registers_there_are() {
-    let found = walk(&build_for(1));
+    let found = walk(&build_for(&[0]));
     let fadt = &found[0].1;
     assert_eq!((fadt.len(), fadt[8]), (276, 6));
     assert_eq!(number(fadt, 46, 2), 9);
@@ -135,14 +135,24 @@ fn the_fadt_points_at_the_registers_there_are() {
 
 #[test]
 fn the_madt_lists_every_cpu_once() {
-    for cpus in [1, 2, 254, 255, 256, 300] {
-        let found = walk(&build_for(cpus));
+    let count = |cpus: u32| (0..cpus).collect();
+    let mut sets: Vec<Vec<u32>> = [1, 2, 254, 255, 256, 300].map(count).into();
+    // Two sockets of three cores.
+    sets.push(vec![0, 1, 2, 4, 5, 6]);
+    for cpus in sets {
+        let found = walk(&build_for(&cpus));
         let madt = &found[1].1;
-        let (mut at, mut ids, mut overrides) = (44, Vec::new(), Vec::new());
+        let (mut at, mut uids, mut ids, mut overrides) = (44, Vec::new(), Vec::new(), Vec::new());
         while at < madt.len() {
             match madt[at] {
-                0 => ids.push(u32::from(madt[at + 3])),
-                9 => ids.push(number(madt, at + 4, 4) as u32),
+                0 => {
+                    uids.push(u32::from(madt[at + 2]));
+                    ids.push(u32::from(madt[at + 3]));
+                }
+                9 => {
+                    uids.push(number(madt, at + 12, 4) as u32);
+                    ids.push(number(madt, at + 4, 4) as u32);
+                }
                 2 => overrides.push((
                     madt[at + 3],
                     number(madt, at + 4, 4),
@@ -153,7 +163,8 @@ fn the_madt_lists_every_cpu_once() {
             at += usize::from(madt[at + 1]);
         }
         assert_eq!(at, madt.len());
-        assert_eq!(ids, (0..cpus).collect::<Vec<_>>());
+        assert_eq!(uids, (0..cpus.len() as u32).collect::<Vec<_>>());
+        assert_eq!(ids, cpus);
         assert_eq!(
             overrides,
             [
@@ -170,7 +181,7 @@ fn the_madt_lists_every_cpu_once() {
 #[test]
 fn tables_that_do_not_fit_are_refused() {
     let error = build(&Contents {
-        cpus: 100_000,
+        apic_ids: &vec![0; 100_000],
         apertures: &APERTURES,
         isa: &[],
     })
@@ -246,7 +257,8 @@ fn iasl_agrees_with_every_table() {
     }
     let folder = tempfile::tempdir().unwrap();
     for cpus in [1, 300] {
-        for (name, table) in walk(&build_for(cpus)) {
+        let apic_ids: Vec<u32> = (0..cpus).collect();
+        for (name, table) in walk(&build_for(&apic_ids)) {
             if name != "FACS" && name != "XSDT" {
                 iasl(folder.path(), &name, &table);
             }
