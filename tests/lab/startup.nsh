@@ -1,13 +1,13 @@
 @echo -off
 echo SHELL-UP
-map -r
-pci
 if exist fs0:\mark.txt then
   echo SHELL-MARKED
+  pci
+  dmpstore LabVariable -guid 5a0ab6a4-2f3e-4f6c-9c0b-7c1d9f1e2b3a
+  echo SHELL-DONE
+  reset -s
 endif
-echo written by the shell > fs0:\mark.txt
-type fs0:\mark.txt
-setvar LabVariable -guid 8be4df61-93ca-11d2-aa0d-00e098032b8c -nv -bs =0x2a
-dmpstore LabVariable -guid 8be4df61-93ca-11d2-aa0d-00e098032b8c
-echo SHELL-DONE
-reset -s
+echo mark > fs0:\mark.txt
+setvar LabVariable -guid 5a0ab6a4-2f3e-4f6c-9c0b-7c1d9f1e2b3a -nv -bs =0x2a
+echo SHELL-RESETS
+reset -c

@@ -8,6 +8,8 @@ mkfifo /tmp/keys
 vmm-host debian-disk.toml </tmp/keys >/tmp/console 2>&1 &
 host=$!
 exec 3>/tmp/keys
+tail -f /tmp/console &
+shown=$!
 wait_for() { # TEXT SECONDS
     tries=0
     until grep -q "$1" /tmp/console || [ $tries = "$2" ]; do
@@ -22,5 +24,6 @@ echo '/lab/check; echo "GUEST-DONE $?"; systemctl poweroff' >&3
 (sleep 180; kill -KILL $host 2>/dev/null) &
 wait $host
 code=$?
-cat /tmp/console
+sleep 1
+kill $shown
 exit $code

@@ -1,5 +1,5 @@
 //! A disk with a Debian system that firmware boots, made of Debian packages: GPT, an EFI system partition with GRUB, and an
-//! ext4 root. And a small disk whose GRUB only says its name, to tell which of two disks firmware took.
+//! ext4 root. And two small disks whose GRUB only says its name, to tell which of them firmware took.
 
 use super::images::succeed;
 use super::{directory, esp};
@@ -34,42 +34,44 @@ const ROOT: u64 = 33 * MIB;
 const END: u64 = 1023 * MIB;
 const BYTES: u64 = 1024 * MIB;
 
-/// The files that this makes.
-pub struct Disks {
-    /// With the system.
-    pub debian: PathBuf,
-    /// The one that says its name.
-    pub other: PathBuf,
-}
+/// The names by which VM files know the disks: the first has the system.
+const NAMES: [&str; 3] = ["debian.img", "one.img", "two.img"];
+
+/// The disks.
+pub struct Disks(Vec<PathBuf>);
 
 impl Disks {
-    /// Both, each with the name by which VM files know it.
-    pub fn named(&self) -> [(&Path, &'static str); 2] {
-        [(&self.debian, "debian.img"), (&self.other, "other.img")]
+    /// Each with the name by which VM files know it.
+    pub fn named(&self) -> impl Iterator<Item = (&Path, &'static str)> {
+        self.0.iter().map(PathBuf::as_path).zip(NAMES)
     }
 }
 
-/// Makes both in `lab`, unless they are there and made of the same.
+/// Makes them in `lab`, unless they are there and made of the same.
 pub fn prepare(lab: &Path) -> Result<Disks> {
-    let disks = Disks {
-        debian: lab.join("debian.img"),
-        other: lab.join("other.img"),
-    };
+    let disks = Disks(NAMES.iter().map(|name| lab.join(name)).collect());
     let stamp = lab.join("debian.stamp");
     let made_of = recipe()?;
-    let there = disks.debian.is_file() && disks.other.is_file();
+    let there = disks.named().all(|(file, _)| file.is_file());
     if there && fs::read_to_string(&stamp).is_ok_and(|text| text == made_of) {
         return Ok(disks);
     }
     println!("making a Debian disk for firmware (a minute or two, once)");
     let grub = lab.join("bootx64.efi");
-    let tree = system(lab)?;
-    loader(&source("grub.cfg"), &grub)?;
-    fill(&disks.debian, &grub, &tree)?;
-    fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))?;
-    loader(&source("grub-other.cfg"), &grub)?;
-    esp::format(&disks.other, 32 * MIB)?;
-    install(&disks.other.to_string_lossy(), &grub)?;
+    for (image, name) in disks.named() {
+        if name == NAMES[0] {
+            let tree = system(lab)?;
+            loader(&source("grub.cfg"), &grub)?;
+            fill(image, &grub, &tree)?;
+            fs::remove_dir_all(&tree)
+                .with_context(|| format!("cannot remove {}", tree.display()))?;
+        } else {
+            let name = name.trim_end_matches(".img");
+            loader(&source(&format!("grub-{name}.cfg")), &grub)?;
+            esp::format(image, 32 * MIB)?;
+            install(&image.to_string_lossy(), &grub)?;
+        }
+    }
     fs::write(&stamp, made_of)?;
     Ok(disks)
 }
@@ -160,7 +162,7 @@ fn loader(config: &Path, to: &Path) -> Result<()> {
     succeed(
         Command::new(make)
             .args(["-O", "x86_64-efi", "--locales=", "--fonts=", "--themes="])
-            .arg("--install-modules=part_gpt fat ext2 linux normal search search_label serial terminal echo halt test configfile")
+            .arg("--install-modules=part_gpt ext2 linux normal serial terminal echo halt")
             .arg("-o")
             .arg(to)
             .arg(format!("boot/grub/grub.cfg={}", config.display())),

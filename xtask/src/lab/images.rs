@@ -30,6 +30,7 @@ const GUEST_PACKAGES: &[&str] = &[
     "libuuid1",
     "util-linux",
     "ovmf",
+    "memtest86+",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -38,11 +39,12 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/e2fsck",
     "sbin/blkdiscard",
 ];
-/// Firmware for guests: code and variables apart, and both in one.
-const FIRMWARE: &[&str] = &[
+/// Firmware for guests, code and variables apart and both in one, and a program that is no Linux.
+const FILES: &[&str] = &[
     "usr/share/OVMF/OVMF_CODE_4M.fd",
     "usr/share/OVMF/OVMF_VARS_4M.fd",
     "usr/share/ovmf/OVMF.fd",
+    "boot/memtest86+x64.bin",
 ];
 /// Modules of the guest's initrd, in the order of loading.
 const GUEST_MODULES: &[&str] = &[
@@ -406,7 +408,7 @@ impl Lab {
 
     /// Puts what VM files name beside them.
     pub fn stage_guest(&self, into: &Path) -> Result<()> {
-        for name in FIRMWARE {
+        for name in FILES {
             let file = Path::new(name)
                 .file_name()
                 .context("a file without a name")?;

@@ -49,7 +49,7 @@ fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result
         .arg(&lab.level1)
         .arg("-append")
         .arg(format!("{KERNEL_LINE} lab.job={}", names.join(",")));
-    // In this order they are /dev/vda and /dev/vdb there. Nothing that is written lasts.
+    // In this order they are /dev/vda, /dev/vdb and /dev/vdc there. Nothing that is written lasts.
     for (number, (file, _)) in disks.iter().flat_map(|disks| disks.named()).enumerate() {
         command
             .arg("-drive")
