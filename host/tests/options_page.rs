@@ -8,35 +8,15 @@ mod fixture;
 
 use std::path::{Path, PathBuf};
 
-use fixture::{Scene, plugin};
+use fixture::Scene;
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A scene with a plugin file for each `plugins/*/src/plugin.toml`, headed by what the `plugin!` macro adds.
-fn scene() -> Scene {
-    let scene = Scene::new();
-    let mut count = 0;
-    for entry in std::fs::read_dir(workspace().join("plugins")).unwrap() {
-        let path = entry.unwrap().path();
-        let Ok(text) = std::fs::read_to_string(path.join("src/plugin.toml")) else {
-            continue;
-        };
-        let name = path.file_name().unwrap().to_str().unwrap();
-        scene.write(
-            &format!("plugins/lib{name}.so"),
-            plugin(&format!("abi = \"1.0\"\nversion = \"0\"\n{text}")),
-        );
-        count += 1;
-    }
-    assert!(count >= 5, "only {count} plugins have a manifest");
-    scene
-}
-
 #[test]
 fn the_option_reference_is_current() {
-    let ran = scene().run(&["plugins", "--markdown", "--plugin-path", "plugins"]);
+    let ran = Scene::with_our_plugins().run(&["plugins", "--markdown", "--plugin-path", "plugins"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let page = workspace().join("docs/options.md");
     if std::env::var_os("VMM_UPDATE_GOLDENS").is_some() {
@@ -50,7 +30,7 @@ fn the_option_reference_is_current() {
 
 #[test]
 fn every_shipped_configuration_is_accepted() {
-    let scene = scene();
+    let scene = Scene::with_our_plugins();
     for file in ["vmlinuz", "initrd.img", "disk.img"] {
         scene.write(file, "");
     }

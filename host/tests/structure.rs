@@ -100,7 +100,8 @@ fn none(rule: &str, broken: Vec<String>) {
 /// Every `name =` that a manifest gives a driver or a backend.
 fn names() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for (path, text) in files("", "plugin.toml") {
+    let known = files("configs/profiles", "propolis-names.toml");
+    for (path, text) in files("", "plugin.toml").into_iter().chain(known) {
         let manifest: Table = text.parse().unwrap_or_else(|e| panic!("{path}: {e}"));
         for kind in ["driver", "block", "char", "net"] {
             let tables = manifest.get(kind).and_then(Value::as_array);

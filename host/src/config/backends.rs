@@ -99,8 +99,5 @@ fn backend(
         return None;
     };
     let name = field.name(problems)?;
-    registry
-        .backend(kind, name)
-        .map_err(|error| problems.lookup(field.entry.at, error.text, error.help))
-        .ok()
+    place.found(registry.backend(kind, name), field, problems)
 }

@@ -10,6 +10,7 @@ use super::values::Field;
 use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, Bootrom, DirectKernel};
 use crate::boot::BOOTROM_MAX;
 use crate::memory::PAGE;
+use crate::plugins::manifest::BusKind;
 
 const KERNEL_KEYS: [&str; 2] = ["initrd", "cmdline"];
 const BOOTROM_KEYS: [&str; 4] = [
@@ -221,8 +222,9 @@ pub fn readable(field: &Field<'_>, problems: &mut Problems) -> Option<PathBuf> {
     None
 }
 
-/// Checks that `boot_order` names devices that firmware can boot from, each once.
-pub fn check_order(main: &Table, devices: &[Device], problems: &mut Problems) {
+/// Checks that `boot_order` names devices that firmware can boot from, each once. Of those in `tables` that are not in
+/// `devices`, other things have been reported.
+pub fn check_order(main: &Table, tables: &Table, devices: &[Device], problems: &mut Problems) {
     let Some(entry) = main.get("boot_order") else {
         return;
     };
@@ -231,12 +233,13 @@ pub fn check_order(main: &Table, devices: &[Device], problems: &mut Problems) {
         name: "boot_order",
         entry,
     };
+    let on_pci = |device: &Device| device.config.driver.driver().bus == BusKind::Pci;
     // What is no list was reported where it was read.
     let mut reported = Problems::default();
     let names = field.texts(&mut reported).unwrap_or_default();
     for (index, (at, name)) in names.iter().enumerate() {
         let error = |problems: &mut Problems, why: &str| {
-            let bootable = devices.iter().filter(|device| device.config.pci.is_some());
+            let bootable = devices.iter().filter(|device| on_pci(device));
             let known: Vec<&str> = bootable.map(|device| device.config.name.as_str()).collect();
             let problem = problems.error(*at, format!("`boot_order` in [main]: {name} {why}"));
             let help = suggestion(name, known.iter().copied());
@@ -246,8 +249,9 @@ pub fn check_order(main: &Table, devices: &[Device], problems: &mut Problems) {
             problem.help(format!("devices on the PCI bus: {}", listed(known)));
         };
         match devices.iter().find(|device| device.config.name == *name) {
+            None if tables.contains_key(*name) => {}
             None => error(problems, "is no device"),
-            Some(device) if device.config.pci.is_none() => {
+            Some(device) if !on_pci(device) => {
                 error(
                     problems,
                     "is not on the PCI bus, so firmware can't boot from it",

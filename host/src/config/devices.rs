@@ -135,10 +135,7 @@ fn driver(
         return None;
     };
     let name = field.name(problems)?;
-    registry
-        .driver(name)
-        .map_err(|error| problems.lookup(field.entry.at, error.text, error.help))
-        .ok()
+    place.found(registry.driver(name), field, problems)
 }
 
 /// Reads `pci-path` and takes the address.

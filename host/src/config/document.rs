@@ -28,13 +28,15 @@ pub enum Value {
     Text(String),
     /// An integer. Wider than TOML's, so that a value out of range is reported as such.
     Int(i128),
+    /// A float.
+    Float(f64),
     /// `true` or `false`.
     Bool(bool),
     /// An array.
     Array(Vec<(Span, Value)>),
     /// A table, inline or not.
     Table(Table),
-    /// What no key takes: a float or a date.
+    /// What no key takes: a date.
     Other(&'static str),
 }
 
@@ -45,6 +47,7 @@ impl Value {
             Value::Text(text) if text.len() <= 60 => format!("the string {text:?}"),
             Value::Text(_) => "a long string".to_string(),
             Value::Int(number) => format!("the integer {number}"),
+            Value::Float(number) => format!("the float {number}"),
             Value::Bool(value) => format!("`{value}`"),
             Value::Array(_) => "an array".to_string(),
             Value::Table(_) => "a table".to_string(),
@@ -91,7 +94,10 @@ fn convert(value: DeValue<'_>, source: usize) -> Value {
         DeValue::String(text) => Value::Text(text.into_owned()),
         DeValue::Integer(digits) => i128::from_str_radix(digits.as_str(), digits.radix())
             .map_or(Value::Other("an integer that is too large"), Value::Int),
-        DeValue::Float(_) => Value::Other("a float"),
+        DeValue::Float(digits) => digits
+            .as_str()
+            .parse()
+            .map_or(Value::Other("a float that is not understood"), Value::Float),
         DeValue::Boolean(value) => Value::Bool(value),
         DeValue::Datetime(_) => Value::Other("a date"),
         DeValue::Array(items) => Value::Array(

@@ -9,8 +9,8 @@ use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{Boot, OnFault};
 
-/// Keys of `[main]`, the last two of which exist for propolis files.
-pub const KEYS: [&str; 23] = [
+/// Keys of `[main]`, the last three of which exist for propolis files.
+pub const KEYS: [&str; 24] = [
     "name",
     "cpus",
     "sockets",
@@ -34,6 +34,7 @@ pub const KEYS: [&str; 23] = [
     "boot_order",
     "use_reservoir",
     "acpi_variant",
+    "hv_interface",
 ];
 
 const MIB: u64 = 1 << 20;
@@ -166,12 +167,58 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
     if let Some(field) = field("acpi_variant") {
         field.word(&["V0"], problems);
     }
+    if let Some(field) = field("hv_interface") {
+        hv_interface(&field, problems);
+    }
     if let Some(field) = field("use_reservoir")
         && field.boolean(problems) == Some(true)
     {
         problems.warning(
             field.entry.key,
             "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
+        );
+    }
+}
+
+/// `[main.hv_interface]`: what hypervisor the guest is to find. "bhyve" means the one that there is.
+fn hv_interface(field: &Field<'_>, problems: &mut Problems) {
+    const KEYS: [&str; 2] = ["type", "reference_tsc"];
+    let name = "main.hv_interface";
+    let header = field.entry.key;
+    let Some(table) = field.table(problems) else {
+        return;
+    };
+    refuse_unknown(name, table, &KEYS, problems);
+    let field = |key| {
+        table.get(key).map(|entry| Field {
+            table: name,
+            name: key,
+            entry,
+        })
+    };
+    let kind = field("type").and_then(|field| field.word(&["bhyve", "hyperv"], problems));
+    if let Some(field) = field("type")
+        && kind == Some("hyperv")
+    {
+        problems
+            .error(
+                field.entry.at,
+                format!("`type` in [{name}]: this version has no Hyper-V interface for guests"),
+            )
+            .help("without it, guests find the interface of the hypervisor that runs them");
+    }
+    if field("type").is_none() && !misspelt("type", table.keys(), KEYS.into_iter()) {
+        problems
+            .error(header, format!("[{name}] lacks the key `type`"))
+            .absent();
+    }
+    if let Some(field) = field("reference_tsc")
+        && field.boolean(problems) == Some(true)
+        && kind == Some("bhyve")
+    {
+        problems.warning(
+            field.entry.key,
+            format!("`reference_tsc` in [{name}] has no effect: it is a clock of Hyper-V's"),
         );
     }
 }

@@ -5,16 +5,17 @@
 //! and no resource is created here. Nothing else in the host knows TOML.
 
 mod backends;
-mod boot;
+pub mod boot;
 pub mod cpuid;
 mod cpus;
 mod devices;
 pub mod document;
 mod fw_cfg;
 mod main_table;
-mod options;
+pub mod options;
 pub mod profile;
 mod references;
+mod shared;
 pub mod source;
 pub mod spelling;
 pub mod values;
@@ -33,7 +34,7 @@ use source::{Problems, Report, Severity, Source, Span};
 use spelling::suggestion;
 use values::{Field, refuse_unknown};
 
-use crate::plugins::registry::Registry;
+use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::search::{Origin, SearchOptions, search};
 
@@ -49,8 +50,6 @@ const TABLES: [&str; 7] = [
     "cpuid",
     "fw_cfg",
 ];
-/// Tables of propolis files that would change what the guest sees, and that this version can't serve.
-const UNSUPPORTED: [&str; 1] = ["cloudinit"];
 
 /// A VM file that can be run.
 #[derive(Debug)]
@@ -81,12 +80,16 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
     let user = document::parse(&sources[0].text, 0, &mut problems);
     let syntax = problems.list.len();
     let root = with_profile(user, &mut sources, &mut problems);
-    refuse_tables(&root, &mut problems);
 
     let directories = plugin_path(&root, path, &mut problems);
     let registry = Registry::new(search(search_options.directories(&directories)));
     report_unsearchable(&registry, &mut problems);
-    let config = check(&root, &sources, &registry, &mut problems);
+    let sharing = match root.keys().all(|key| TABLES.contains(&key.as_str())) {
+        true => Vec::new(),
+        false => registry.sharing(),
+    };
+    refuse_tables(&root, &sharing, &mut problems);
+    let config = check(&root, &sources, &registry, &sharing, &mut problems);
     drop_consequences(&mut problems, syntax, &sources[0]);
 
     let failed = problems.any_error();
@@ -139,24 +142,18 @@ fn with_profile(user: Table, sources: &mut Vec<Source>, problems: &mut Problems)
     profile::merge(base, user)
 }
 
-fn refuse_tables(root: &Table, problems: &mut Problems) {
+fn refuse_tables(root: &Table, sharing: &[BackendEntry], problems: &mut Problems) {
+    let shared = sharing.iter().map(|entry| entry.backend().name.as_str());
+    let known: Vec<&str> = TABLES.into_iter().chain(shared).collect();
     for (key, entry) in root {
-        if UNSUPPORTED.contains(&key.as_str()) {
-            problems.error(
-                entry.key,
-                format!("[{key}] is not supported by this version"),
-            );
-        } else if !TABLES.contains(&key.as_str()) {
+        if !known.contains(&key.as_str()) {
             let problem = problems.error(entry.key, format!("there is no table or key `{key}`"));
-            if let Some(help) = suggestion(key, TABLES) {
+            if let Some(help) = suggestion(key, known.iter().copied()) {
                 problem.help(help);
             } else if main_table::KEYS.contains(&key.as_str()) {
                 problem.help(format!("`{key}` belongs below [main]"));
             }
-            problem.help(format!(
-                "accepted: {}",
-                TABLES.map(|name| format!("[{name}]")).join(", ")
-            ));
+            problem.help(format!("accepted: [{}]", known.join("], [")));
         }
     }
 }
@@ -212,6 +209,7 @@ fn check(
     root: &Table,
     sources: &[Source],
     registry: &Registry,
+    sharing: &[BackendEntry],
     problems: &mut Problems,
 ) -> Option<VmConfig> {
     let profiles = group(root, "cpuid", problems)
@@ -250,11 +248,12 @@ fn check(
             kind, table, sources, registry, problems,
         ));
     }
+    shared::read(root, sharing, &mut all, problems);
     let backends = references::resolve(&devices, all, sources, problems);
     if let Some(Value::Table(main)) = root.get("main").map(|entry| &entry.value)
         && main.contains_key("bootrom")
     {
-        boot::check_order(main, &devices, problems);
+        boot::check_order(main, device_tables, &devices, problems);
     }
     let fw_cfg = fw_cfg::read(fw_cfg_tables, sources, problems);
     let main = main?;

@@ -6,6 +6,7 @@ use super::document::{Entry, Table};
 use super::source::{Problems, Span};
 use super::spelling::{listed, misspelt, suggestion};
 use super::values::Field;
+use crate::plugins::registry::LookupError;
 use crate::plugins::schema::{OptionSpec, OptionValue};
 
 /// The table of a device or backend.
@@ -27,6 +28,27 @@ impl<'a> OptionTable<'a> {
             name,
             entry,
         })
+    }
+
+    /// What a name in `field` stands for. If nothing can run it, that is reported, and it is known at best what its options
+    /// are.
+    pub fn found<E>(
+        &self,
+        entry: Result<E, LookupError<E>>,
+        field: Field<'_>,
+        problems: &mut Problems,
+    ) -> Option<E> {
+        let error = match entry {
+            Ok(entry) => return Some(entry),
+            Err(error) => error,
+        };
+        if error.searched {
+            problems.lookup(field.entry.at, error.text, error.help);
+        } else {
+            let text = format!("[{}]: {}", self.name, error.text);
+            problems.error(field.entry.at, text).help = error.help;
+        }
+        error.known
     }
 
     /// Where each key's value is.
@@ -82,7 +104,25 @@ pub fn read<'a>(
         };
         out.extend(value.map(|value| (spec.name.clone(), value)));
     }
+    refuse_both(place, specs, problems);
     out
+}
+
+fn refuse_both(place: OptionTable<'_>, specs: &[OptionSpec], problems: &mut Problems) {
+    for spec in specs {
+        if let Some(other) = &spec.not_with
+            && let Some(field) = place.field(&spec.name)
+            && place.table.contains_key(other)
+        {
+            problems.error(
+                field.entry.key,
+                format!(
+                    "[{}] has both `{}` and `{other}`: give one of them",
+                    place.name, spec.name
+                ),
+            );
+        }
+    }
 }
 
 /// Whether a name of a table can be shown and typed: not empty, without control characters.

@@ -7,7 +7,7 @@ use super::registry::{Registry, Role};
 use super::schema::{BackendKind, OptionSpec, OptionType};
 use super::search::Plugin;
 use crate::config::spelling::suggestion;
-use crate::config::values::size_text;
+use crate::config::values::{listed_or, size_text};
 
 /// A driver or backend type, whichever it is.
 struct Item<'a> {
@@ -15,7 +15,9 @@ struct Item<'a> {
     name: &'a str,
     about: &'a str,
     bus: Option<BusKind>,
+    os: &'a [String],
     options: &'a [OptionSpec],
+    shared: &'a [OptionSpec],
 }
 
 fn items(manifest: &Manifest) -> Vec<Item<'_>> {
@@ -24,19 +26,39 @@ fn items(manifest: &Manifest) -> Vec<Item<'_>> {
         name: &driver.name,
         about: &driver.about,
         bus: Some(driver.bus),
+        os: &driver.os,
         options: &driver.options,
+        shared: &[],
     });
     let backends = manifest.backends.iter().map(|backend| Item {
         role: Role::Backend(backend.kind),
         name: &backend.name,
         about: &backend.about,
         bus: None,
+        os: &backend.os,
         options: &backend.options,
+        shared: &backend.shared,
     });
     drivers.chain(backends).collect()
 }
 
 impl Item<'_> {
+    /// Name, type, default and meaning of each option.
+    fn rows(&self) -> impl Iterator<Item = [String; 4]> {
+        let shared = |option: &OptionSpec| match option.shared {
+            true => format!("In [{}], for all of them: {}", self.name, option.about),
+            false => option.about.clone(),
+        };
+        self.options.iter().chain(self.shared).map(move |option| {
+            [
+                option.name.clone(),
+                type_text(option),
+                default_text(option),
+                shared(option),
+            ]
+        })
+    }
+
     /// The line of a VM file that chooses it, and the table where that line goes.
     fn usage(&self) -> (String, &'static str) {
         match self.role {
@@ -193,7 +215,10 @@ fn item_text(out: &mut String, item: &Item<'_>) {
             "    On the PCI bus: needs pci-path, as in pci-path = \"0.4.0\"."
         );
     }
-    if item.options.is_empty() {
+    if !item.os.is_empty() {
+        let _ = writeln!(out, "    Works on {} only.", listed_or(item.os));
+    }
+    if item.rows().next().is_none() {
         let _ = writeln!(out, "    Takes no options.");
         return;
     }
@@ -202,14 +227,7 @@ fn item_text(out: &mut String, item: &Item<'_>) {
             .map(str::to_string)
             .to_vec(),
     ];
-    for option in item.options {
-        rows.push(vec![
-            option.name.clone(),
-            type_text(option),
-            default_text(option),
-            option.about.clone(),
-        ]);
-    }
+    rows.extend(item.rows().map(Vec::from));
     out.push_str(&columns(&rows, "    "));
 }
 
@@ -284,21 +302,17 @@ fn markdown_item(out: &mut String, item: &Item<'_>) {
     if item.bus == Some(BusKind::Pci) {
         out.push_str("\nOn the PCI bus: `pci-path` is required.\n");
     }
-    if item.options.is_empty() {
+    if !item.os.is_empty() {
+        let _ = writeln!(out, "\nWorks on {} only.", listed_or(item.os));
+    }
+    if item.rows().next().is_none() {
         out.push_str("\nTakes no options.\n");
         return;
     }
     out.push_str("\n| option | type | default | about |\n|---|---|---|---|\n");
-    for option in item.options {
+    for row in item.rows() {
         // A bar would end the cell.
-        let cell = |text: String| text.replace('|', "\\|");
-        let _ = writeln!(
-            out,
-            "| `{}` | {} | {} | {} |",
-            option.name,
-            cell(type_text(option)),
-            cell(default_text(option)),
-            cell(option.about.clone())
-        );
+        let [name, kind, default, about] = row.map(|text| text.replace('|', "\\|"));
+        let _ = writeln!(out, "| `{name}` | {kind} | {default} | {about} |");
     }
 }

@@ -49,6 +49,8 @@ pub struct Driver {
     pub about: String,
     /// Where its devices sit.
     pub bus: BusKind,
+    /// The operating systems that it works on; empty if on any.
+    pub os: Vec<String>,
     /// The options that its devices take.
     pub options: Vec<OptionSpec>,
     /// The oldest and the current version of its saved state; `None` if its devices can't be saved.
@@ -64,8 +66,13 @@ pub struct Backend {
     pub about: String,
     /// Which tables may name it.
     pub kind: BackendKind,
+    /// The operating systems that it works on; empty if on any.
+    pub os: Vec<String>,
     /// The options it takes.
     pub options: Vec<OptionSpec>,
+    /// Further options, which a VM file gives once for all backends of the type: in a top-level table `[NAME]`, which it
+    /// must then have.
+    pub shared: Vec<OptionSpec>,
 }
 
 /// Everything that a plugin says about itself.

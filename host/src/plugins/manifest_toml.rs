@@ -11,26 +11,40 @@ use crate::config::values::{Field, listed_or, refuse_unknown};
 /// Keys that the host itself takes in the tables of devices and backends; no option may have such a name.
 const HOST_KEYS: [&str; 4] = ["driver", "type", "pci-path", "on_fault"];
 
-const OPTION_TYPES: [&str; 9] = [
-    "bool",
-    "u32",
-    "u64",
-    "size",
-    "string",
-    "path",
-    "enum",
-    "ref:block",
-    "ref:char",
-];
+/// What a `type` may be. The second part is for names without a plugin: no value of such a type can be handed to one.
+const OPTION_TYPES: ([&str; 10], [&str; 4]) = (
+    [
+        "bool",
+        "u32",
+        "u64",
+        "size",
+        "string",
+        "path",
+        "file",
+        "enum",
+        "ref:block",
+        "ref:char",
+    ],
+    ["seconds", "address", "addresses", "tables"],
+);
 
-/// Checks manifest text.
+/// Checks the manifest text of a plugin.
 pub fn parse(text: impl Into<String>) -> Result<Manifest, ManifestError> {
-    let text = text.into();
+    read(text.into(), false)
+}
+
+/// Checks text in the form of a manifest about drivers and backends that need not have a plugin.
+pub fn parse_names(text: impl Into<String>) -> Result<Manifest, ManifestError> {
+    read(text.into(), true)
+}
+
+fn read(text: String, names_only: bool) -> Result<Manifest, ManifestError> {
     let mut problems = Problems::default();
     let root = document::parse(&text, 0, &mut problems);
     let mut reader = Reader {
         problems,
         strict: true,
+        names_only,
     };
     let abi = reader.abi(&root);
     // The version comes first: text for another ABI may well look malformed here.
@@ -70,6 +84,8 @@ struct Reader {
     problems: Problems,
     /// Whether a key that this host does not know is an error.
     strict: bool,
+    /// Whether no plugin is behind the text.
+    names_only: bool,
 }
 
 /// A table of the manifest with its name for messages and its place.
@@ -160,7 +176,7 @@ impl Reader {
     fn driver(&mut self, place: Place<'_>) -> Driver {
         self.known(
             place,
-            &["name", "about", "bus", "state", "state_min", "option"],
+            &["name", "about", "bus", "os", "state", "state_min", "option"],
         );
         let bus = match place.field("bus") {
             Some(field) => match field.word(&["isa", "pci"], &mut self.problems) {
@@ -172,11 +188,17 @@ impl Reader {
                 BusKind::Isa
             }
         };
+        let options = self.options(place);
+        if options.iter().any(|option| option.shared) {
+            self.problems
+                .error(place.at, "an option of a driver can't be `shared`");
+        }
         Driver {
             name: self.name(place),
             about: self.text(place, "about"),
             bus,
-            options: self.options(place),
+            os: self.os(place),
+            options,
             state: self.state(place),
         }
     }
@@ -195,13 +217,34 @@ impl Reader {
     }
 
     fn backend(&mut self, place: Place<'_>, kind: BackendKind) -> Backend {
-        self.known(place, &["name", "about", "option"]);
+        self.known(place, &["name", "about", "os", "option"]);
+        let (shared, options) = self
+            .options(place)
+            .into_iter()
+            .partition(|option| option.shared);
         Backend {
             name: self.name(place),
             about: self.text(place, "about"),
             kind,
-            options: self.options(place),
+            os: self.os(place),
+            options,
+            shared,
         }
+    }
+
+    fn flag(&mut self, place: Place<'_>, key: &str) -> bool {
+        place
+            .field(key)
+            .and_then(|field| field.boolean(&mut self.problems))
+            .unwrap_or(false)
+    }
+
+    fn os(&mut self, place: Place<'_>) -> Vec<String> {
+        let Some(field) = place.field("os") else {
+            return Vec::new();
+        };
+        let words = field.texts(&mut self.problems).unwrap_or_default();
+        words.iter().map(|(_, word)| word.to_string()).collect()
     }
 
     fn options(&mut self, place: Place<'_>) -> Vec<OptionSpec> {
@@ -211,6 +254,12 @@ impl Reader {
             .flatten()
             .collect();
         self.unique(place, "option", specs.iter().map(|spec| &spec.name));
+        for other in specs.iter().filter_map(|spec| spec.not_with.as_ref()) {
+            if !specs.iter().any(|spec| spec.name == *other) {
+                self.problems
+                    .error(place.at, format!("`not_with` names no option: `{other}`"));
+            }
+        }
         specs
     }
 
@@ -233,7 +282,8 @@ impl Reader {
         self.known(
             place,
             &[
-                "name", "type", "required", "default", "range", "values", "about",
+                "name", "type", "required", "default", "range", "values", "about", "shared",
+                "not_with", "option",
             ],
         );
         let name = self.name(place);
@@ -251,12 +301,13 @@ impl Reader {
             name,
             about: self.text(place, "about"),
             kind: self.option_type(place, kind)?,
-            required: place
-                .field("required")
-                .and_then(|field| field.boolean(&mut self.problems))
-                .unwrap_or(false),
+            required: self.flag(place, "required"),
             default: None,
             range: None,
+            shared: self.flag(place, "shared"),
+            not_with: place
+                .field("not_with")
+                .map(|_| self.text(place, "not_with")),
         };
         spec.range = self.range(place, &spec.kind);
         if let Some(field) = place.field("default") {
@@ -273,7 +324,10 @@ impl Reader {
 
     fn option_type(&mut self, place: Place<'_>, field: Field<'_>) -> Option<OptionType> {
         let values = place.field("values");
-        let word = field.word(&OPTION_TYPES, &mut self.problems)?;
+        let (any, unplugged) = OPTION_TYPES;
+        let unplugged = unplugged.into_iter().filter(|_| self.names_only);
+        let types: Vec<&str> = any.into_iter().chain(unplugged).collect();
+        let word = field.word(&types, &mut self.problems)?;
         if word == "enum" {
             let Some(values) = values else {
                 self.problems.error(place.at, "an enum without `values`");
@@ -297,6 +351,11 @@ impl Reader {
             "size" => OptionType::Size,
             "string" => OptionType::Text,
             "path" => OptionType::Path,
+            "file" => OptionType::File,
+            "seconds" => OptionType::Seconds,
+            "address" => OptionType::Address,
+            "addresses" => OptionType::Addresses,
+            "tables" => OptionType::Tables(self.options(place)),
             "ref:block" => OptionType::Ref(BackendKind::Block),
             _ => OptionType::Ref(BackendKind::Char),
         })
@@ -309,7 +368,10 @@ impl Reader {
             Value::Text(text) => crate::config::values::parse_size(text),
             _ => None,
         };
-        let numeric = matches!(kind, OptionType::U32 | OptionType::U64 | OptionType::Size);
+        let numeric = matches!(
+            kind,
+            OptionType::U32 | OptionType::U64 | OptionType::Size | OptionType::Addresses
+        );
         if numeric
             && let Value::Array(items) = &field.entry.value
             && let [(_, min), (_, max)] = items.as_slice()
@@ -395,124 +457,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plugins::schema::OptionValue;
-
-    const GOOD: &str = r#"
-abi = "1.0"
-name = "store"
-version = "0.3.1"
-license = "MIT"
-[[driver]]
-name = "pci-store"
-bus = "pci"
-state = 3
-state_min = 2
-[[driver.option]]
-name = "queues"
-type = "u32"
-range = [1, 64]
-default = 8
-[[driver.option]]
-name = "block_dev"
-type = "ref:block"
-required = true
-[[block]]
-name = "ram"
-[[block.option]]
-name = "size"
-type = "size"
-default = "16M"
-"#;
-
-    fn refusal(text: &str) -> String {
-        parse(text).map_or_else(|error| error.to_string(), |_| panic!("accepted: {text}"))
-    }
-
-    #[test]
-    fn a_manifest_is_read_with_its_schema() {
-        let manifest = parse(GOOD).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(manifest.drivers[0].bus, BusKind::Pci);
-        assert_eq!(manifest.drivers[0].state, Some((2, 3)));
-        assert_eq!(
-            manifest.drivers[0].options[0].default,
-            Some(OptionValue::Int(8))
-        );
-        assert_eq!(manifest.drivers[0].options[0].range, Some((1, 64)));
-        assert_eq!(
-            manifest.backends[0].options[0].default,
-            Some(OptionValue::Int(16 << 20))
-        );
-    }
-
-    #[test]
-    fn each_slip_is_refused_with_its_line() {
-        for (old, new, expected) in [
-            (
-                "range = [1, 64]",
-                "range = [64, 1]",
-                "line 14: `range` in [option]: expected [min, max]",
-            ),
-            (
-                "default = 8",
-                "default = 99",
-                "line 15: `default` in [option]: expected an integer from 1 to 64",
-            ),
-            (
-                "type = \"u32\"",
-                "type = \"u31\"",
-                "line 13: `type` in [option]: expected",
-            ),
-            (
-                "bus = \"pci\"",
-                "bsu = \"pci\"",
-                "line 6: a driver without `bus` (and 1 more)",
-            ),
-            (
-                "name = \"queues\"",
-                "name = \"driver\"",
-                "can't be named `driver`",
-            ),
-            (
-                "required = true",
-                "required = true\ndefault = \"x\"",
-                "no default for a required option",
-            ),
-            (
-                "state_min = 2",
-                "state_min = 4",
-                "expected an integer from 1 to 3",
-            ),
-            ("name = \"ram\"", "name = \"r am\"", "expected only letters"),
-            ("[[block]]", "[[block", "malformed, line 20"),
-            (
-                "name = \"block_dev\"",
-                "name = \"queues\"",
-                "two [[option]] are named `queues`",
-            ),
-        ] {
-            assert!(GOOD.contains(old), "{old}");
-            let text = refusal(&GOOD.replace(old, new));
-            assert!(text.contains(expected), "{new}: {text}");
-            assert_eq!(text.lines().count(), 1, "{text}");
-        }
-    }
-
-    #[test]
-    fn another_major_version_is_refused_before_anything_else() {
-        let text = refusal("abi = \"2.0\"\nwhatever = 1");
-        assert_eq!(
-            text,
-            "built for plugin ABI 2.0, this host has ABI 1.0: it needs a newer vmm-host"
-        );
-        assert!(refusal("abi = \"0.9\"").contains("build it against a newer vmm-plugin-api"));
-    }
-
-    #[test]
-    fn a_later_minor_version_may_say_more() {
-        let text = GOOD.replace("abi = \"1.0\"", "abi = \"1.7\"\nsandbox = \"net\"");
-        assert!(parse(&text).is_ok());
-        assert!(refusal(&text.replace("1.7", "1.0")).contains("has no key `sandbox`"));
-    }
-}
+mod tests;

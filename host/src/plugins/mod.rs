@@ -7,6 +7,7 @@ pub mod device;
 pub mod inspect;
 pub mod instance;
 pub mod iothread;
+mod known_names;
 mod layout;
 pub mod loader;
 pub mod manifest;

@@ -3,17 +3,19 @@
 //! Where two plugins claim one name, the one in the earlier directory of the search path has it, so that a user can put a
 //! plugin of their own before ours. Within one directory there is no order to decide by, and the name is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use log::{debug, info, warn};
 
+use super::known_names;
 use super::manifest::{Backend, Driver, ManifestError};
 use super::schema::BackendKind;
 use super::search::{Directory, Found, Plugin, Skipped, Unsearchable};
 use super::section::SectionError;
 use crate::config::spelling::{listed, suggestion};
+use crate::config::values::listed_or;
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,15 +66,31 @@ impl BackendEntry {
 }
 
 /// The holders of one name: the plugin and its index there. More than one: all in one directory, nobody has the name.
-type Holders = Vec<(Arc<Plugin>, usize)>;
+type Holders = Vec<Holder>;
+type Holder = (Arc<Plugin>, usize);
 
 /// Why a name leads to no plugin: one line, and further lines that help.
 #[derive(Debug)]
-pub struct LookupError {
+pub struct LookupError<E> {
     /// What is wrong.
     pub text: String,
     /// What was searched, what is there, the nearest name.
     pub help: Vec<String>,
+    /// Whether another plugin might help.
+    pub searched: bool,
+    /// What the options are checked against all the same, if that is known. It is not to be loaded.
+    pub known: Option<E>,
+}
+
+impl<E> LookupError<E> {
+    fn map<F>(self, entry: impl FnOnce(E) -> F) -> LookupError<F> {
+        LookupError {
+            text: self.text,
+            help: self.help,
+            searched: self.searched,
+            known: self.known.map(entry),
+        }
+    }
 }
 
 /// All names that the plugins found provide.
@@ -118,21 +136,47 @@ impl Registry {
     }
 
     /// The plugin that provides a driver.
-    pub fn driver(&self, name: &str) -> Result<DriverEntry, LookupError> {
-        let (plugin, index) = self.holder(Role::Driver, name)?;
-        Ok(DriverEntry { plugin, index })
+    pub fn driver(&self, name: &str) -> Result<DriverEntry, LookupError<DriverEntry>> {
+        let entry = |(plugin, index)| DriverEntry { plugin, index };
+        match self.holder(Role::Driver, name) {
+            Ok(holder) => Ok(entry(holder)),
+            Err(error) => Err(error.map(entry)),
+        }
     }
 
     /// The plugin that provides a backend type.
-    pub fn backend(&self, kind: BackendKind, name: &str) -> Result<BackendEntry, LookupError> {
-        let (plugin, index) = self.holder(Role::Backend(kind), name)?;
-        Ok(BackendEntry { plugin, index })
+    pub fn backend(
+        &self,
+        kind: BackendKind,
+        name: &str,
+    ) -> Result<BackendEntry, LookupError<BackendEntry>> {
+        let entry = |(plugin, index)| BackendEntry { plugin, index };
+        match self.holder(Role::Backend(kind), name) {
+            Ok(holder) => Ok(entry(holder)),
+            Err(error) => Err(error.map(entry)),
+        }
     }
 
-    fn holder(&self, role: Role, name: &str) -> Result<(Arc<Plugin>, usize), LookupError> {
+    /// The backend types with [`Backend::shared`] options: what plugins provide, and what is known besides.
+    pub fn sharing(&self) -> Vec<BackendEntry> {
+        let mut out = Vec::new();
+        for kind in BackendKind::ALL {
+            let role = Role::Backend(kind);
+            let names: BTreeSet<&str> = self.names(role).chain(known_names::names(role)).collect();
+            let entries = names.into_iter().filter_map(|name| {
+                let entry = self.backend(kind, name);
+                entry.map_or_else(|error| error.known, Some)
+            });
+            out.extend(entries.filter(|entry| !entry.backend().shared.is_empty()));
+        }
+        out
+    }
+
+    fn holder(&self, role: Role, name: &str) -> Result<Holder, LookupError<Holder>> {
         let holders = self.names.get(&role).and_then(|names| names.get(name));
         match holders.map(Vec::as_slice) {
-            Some([one]) => Ok(one.clone()),
+            Some([one]) if runs_here(role, one) => Ok(one.clone()),
+            Some([one]) => Err(elsewhere(role, name, one.clone())),
             Some([_, ..]) => Err(LookupError {
                 text: format!("{role} \"{name}\" is claimed by two plugins in one directory"),
                 help: holders
@@ -144,28 +188,49 @@ impl Registry {
                             .to_string(),
                     ])
                     .collect(),
+                searched: true,
+                known: None,
             }),
-            _ => Err(self.unknown(role, name)),
+            _ => Err(match known_names::find(role, name) {
+                Some(known) if !runs_here(role, &known) => elsewhere(role, name, known),
+                known => self.unknown(role, name, known),
+            }),
         }
     }
 
-    fn unknown(&self, role: Role, name: &str) -> LookupError {
-        let known: Vec<&str> = self.names(role).collect();
-        let mut help: Vec<String> = suggestion(name, known.iter().copied())
-            .into_iter()
-            .collect();
-        // A disk type after `driver =` is a common confusion, and the other way round.
-        for (other, names) in &self.names {
-            if *other != role && names.contains_key(name) {
-                help.push(format!("\"{name}\" is a {other}"));
+    fn unknown(&self, role: Role, name: &str, known: Option<Holder>) -> LookupError<Holder> {
+        let provided: Vec<&str> = self.names(role).collect();
+        let mut help = Vec::new();
+        if let Some(holder) = &known {
+            let about = described(role, holder).1;
+            help.push(format!(
+                "{about}: its options are checked, but this version has no plugin for it"
+            ));
+        } else {
+            let names = provided.iter().copied().chain(known_names::names(role));
+            help.extend(suggestion(name, names));
+            // A disk type after `driver =` is a common confusion, and the other way round.
+            let roles = [Role::Driver]
+                .into_iter()
+                .chain(BackendKind::ALL.map(Role::Backend));
+            for other in roles.filter(|other| *other != role) {
+                if self
+                    .names(other)
+                    .chain(known_names::names(other))
+                    .any(|held| held == name)
+                {
+                    help.push(format!("\"{name}\" is a {other}"));
+                }
             }
         }
-        if help.is_empty() && !known.is_empty() {
-            help.push(format!("provided: {}", listed(known)));
+        if help.is_empty() && !provided.is_empty() {
+            help.push(format!("provided: {}", listed(provided)));
         }
         LookupError {
             text: format!("no plugin provides the {role} \"{name}\""),
             help,
+            searched: true,
+            known,
         }
     }
 
@@ -264,5 +329,38 @@ impl Registry {
     /// Directories that a user named and that can't be searched.
     pub fn unsearchable(&self) -> &[Unsearchable] {
         &self.found.unsearchable
+    }
+}
+
+/// The operating systems that a holder's name works on, and what it is.
+fn described(role: Role, (plugin, index): &Holder) -> (&[String], &str) {
+    match role {
+        Role::Driver => {
+            let driver = &plugin.manifest.drivers[*index];
+            (&driver.os, &driver.about)
+        }
+        Role::Backend(_) => {
+            let backend = &plugin.manifest.backends[*index];
+            (&backend.os, &backend.about)
+        }
+    }
+}
+
+fn runs_here(role: Role, holder: &Holder) -> bool {
+    let (os, _) = described(role, holder);
+    os.is_empty() || os.iter().any(|os| os == std::env::consts::OS)
+}
+
+fn elsewhere(role: Role, name: &str, holder: Holder) -> LookupError<Holder> {
+    let (os, about) = described(role, &holder);
+    LookupError {
+        text: format!(
+            "the {role} \"{name}\" needs {}, and this is {}",
+            listed_or(os),
+            std::env::consts::OS
+        ),
+        help: vec![about.to_string()],
+        searched: false,
+        known: Some(holder),
     }
 }

@@ -1,9 +1,12 @@
 //! The options that a driver or backend takes, as its manifest declares them, and the check of a value against them.
 
 use std::fmt;
+use std::net::SocketAddr;
 
-use crate::config::document::Value;
-use crate::config::source::Problems;
+use crate::config::boot::readable;
+use crate::config::document::{Entry, Value};
+use crate::config::options;
+use crate::config::source::{Problems, Span};
 use crate::config::values::{Field, listed_or, range_text, size_text};
 
 /// What kind of backend a table describes or an option refers to.
@@ -36,6 +39,8 @@ impl BackendKind {
     }
 }
 
+const EXAMPLE: &str = "such as \"127.0.0.1:3810\"";
+
 /// The type of an option's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OptionType {
@@ -51,10 +56,20 @@ pub enum OptionType {
     Text,
     /// A file name, relative to the working directory of the host.
     Path,
+    /// Likewise, of a file that can be read when the VM file is checked.
+    File,
     /// One of these words.
     Enum(Vec<String>),
     /// The name of a backend's table.
     Ref(BackendKind),
+    /// A number of seconds. This and what follows is checked and then has no [`OptionValue`].
+    Seconds,
+    /// An IP address and a port.
+    Address,
+    /// An array of those, whose length is in the range.
+    Addresses,
+    /// An array of tables with these keys.
+    Tables(Vec<OptionSpec>),
 }
 
 impl fmt::Display for OptionType {
@@ -66,8 +81,13 @@ impl fmt::Display for OptionType {
             OptionType::Size => write!(out, "size"),
             OptionType::Text => write!(out, "string"),
             OptionType::Path => write!(out, "path"),
+            OptionType::File => write!(out, "file"),
             OptionType::Enum(_) => write!(out, "enum"),
             OptionType::Ref(kind) => write!(out, "ref:{}", kind.word()),
+            OptionType::Seconds => write!(out, "seconds"),
+            OptionType::Address => write!(out, "address"),
+            OptionType::Addresses => write!(out, "addresses"),
+            OptionType::Tables(_) => write!(out, "tables"),
         }
     }
 }
@@ -79,7 +99,7 @@ pub enum OptionValue {
     Bool(bool),
     /// Of type u32, u64 or size (bytes).
     Int(u64),
-    /// Of type string, path or enum.
+    /// Of type string, path, file or enum.
     Text(String),
     /// The backend's kind and the name of its table.
     Ref(BackendKind, String),
@@ -97,7 +117,7 @@ impl fmt::Display for OptionValue {
 }
 
 /// One option of a driver or backend.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionSpec {
     /// The key, as in the VM file.
     pub name: String,
@@ -109,12 +129,17 @@ pub struct OptionSpec {
     pub required: bool,
     /// What the plugin gets when the VM file does not give it. Without a default it then gets nothing.
     pub default: Option<OptionValue>,
-    /// The smallest and largest value, for integers and sizes.
+    /// The smallest and largest value, for integers and sizes; for an array, its length.
     pub range: Option<(u64, u64)>,
+    /// Whether a top-level table gives it, for all backends of the type.
+    pub shared: bool,
+    /// Another option that can't be given as well.
+    pub not_with: Option<String>,
 }
 
 impl OptionSpec {
-    /// Checks a value against type, range and words; `None` if a problem was reported.
+    /// Checks a value against type, range and words; `None` if a problem was reported, or if the type has no values for
+    /// plugins.
     pub fn check(&self, field: &Field<'_>, problems: &mut Problems) -> Option<OptionValue> {
         let (min, max) = self.range.unwrap_or((0, u64::MAX));
         match &self.kind {
@@ -130,6 +155,10 @@ impl OptionSpec {
             OptionType::Path => field
                 .name(problems)
                 .map(|text| OptionValue::Text(text.to_string())),
+            OptionType::File => readable(field, problems).and_then(|path| {
+                path.to_str()
+                    .map(|path| OptionValue::Text(path.to_string()))
+            }),
             OptionType::Enum(words) => {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 field
@@ -141,10 +170,89 @@ impl OptionSpec {
                     Some(OptionValue::Ref(*kind, name.clone()))
                 }
                 _ => {
-                    field.expected(&format!("the name of a [{}] table", kind.table()), problems);
+                    field.expected(&self.accepted(), problems);
                     None
                 }
             },
+            OptionType::Seconds | OptionType::Address => {
+                if !self.fits(&field.entry.value) {
+                    field.expected(&self.accepted(), problems);
+                }
+                None
+            }
+            OptionType::Addresses => {
+                self.check_addresses(field, problems);
+                None
+            }
+            OptionType::Tables(specs) => {
+                self.check_tables(specs, field, problems);
+                None
+            }
+        }
+    }
+
+    fn fits(&self, value: &Value) -> bool {
+        match (&self.kind, value) {
+            (OptionType::Seconds, Value::Int(number)) => *number >= 0,
+            (OptionType::Seconds, Value::Float(number)) => number.is_finite() && *number >= 0.0,
+            (OptionType::Seconds, _) => false,
+            (_, Value::Text(text)) => text.parse::<SocketAddr>().is_ok(),
+            _ => false,
+        }
+    }
+
+    fn check_addresses(&self, field: &Field<'_>, problems: &mut Problems) {
+        let (min, max) = self.range.unwrap_or((0, u64::MAX));
+        let Value::Array(items) = &field.entry.value else {
+            field.expected(&self.accepted(), problems);
+            return;
+        };
+        for (at, item) in items.iter().filter(|(_, item)| !self.fits(item)) {
+            self.refuse_item(field, &format!("an address {EXAMPLE}"), *at, item, problems);
+        }
+        if !(min..=max).contains(&(items.len() as u64)) {
+            let found = format!("the array has {}", items.len());
+            field.expected(&self.accepted(), problems).help(found);
+        }
+    }
+
+    fn refuse_item(
+        &self,
+        field: &Field<'_>,
+        what: &str,
+        at: Span,
+        item: &Value,
+        problems: &mut Problems,
+    ) {
+        let (key, table, found) = (&self.name, field.table, item.describe());
+        problems.error(
+            at,
+            format!("`{key}` in [{table}]: expected {what}, found {found}"),
+        );
+    }
+
+    fn check_tables(&self, specs: &[OptionSpec], field: &Field<'_>, problems: &mut Problems) {
+        let Value::Array(items) = &field.entry.value else {
+            field.expected(&self.accepted(), problems);
+            return;
+        };
+        let name = format!("{}.{}", field.table, self.name);
+        for (at, item) in items {
+            let entry = Entry {
+                key: *at,
+                at: *at,
+                value: item.clone(),
+            };
+            let Value::Table(table) = &entry.value else {
+                self.refuse_item(field, "a table", *at, item, problems);
+                continue;
+            };
+            let place = options::OptionTable {
+                name: &name,
+                table,
+                entry: &entry,
+            };
+            options::read(place, &self.name, specs, &[], problems);
         }
     }
 
@@ -160,12 +268,19 @@ impl OptionSpec {
             }
             OptionType::Size => "a size".to_string(),
             OptionType::Text => "a string".to_string(),
-            OptionType::Path => "a file name".to_string(),
+            OptionType::Path | OptionType::File => "a file name".to_string(),
             OptionType::Enum(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
                 listed_or(&quoted)
             }
             OptionType::Ref(kind) => format!("the name of a [{}] table", kind.table()),
+            OptionType::Seconds => "a number of seconds".to_string(),
+            OptionType::Address => format!("an address {EXAMPLE}"),
+            OptionType::Addresses if min == max => {
+                format!("an array of {min} addresses {EXAMPLE}")
+            }
+            OptionType::Addresses => format!("an array of addresses {EXAMPLE}"),
+            OptionType::Tables(_) => "an array of tables".to_string(),
         }
     }
 
