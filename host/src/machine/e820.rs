@@ -9,6 +9,8 @@ const EBDA: u64 = 0x9_fc00;
 const HOLE: u64 = 0xa_0000;
 /// ROM area, in which the ACPI tables are.
 pub const TABLES: u64 = 0xe_0000;
+/// The part of it that guests without a boot protocol search for anchors: ACPI's RSDP and SMBIOS's entry point.
+pub const SCANNED: u64 = 0xf_0000;
 /// Extended memory starts here.
 const MIB: u64 = 0x10_0000;
 

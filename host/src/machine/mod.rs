@@ -61,6 +61,18 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x4d0, 2, "the interrupt controllers"),
 ];
 
+/// What this board has of the devices that not every board has.
+const BOARD_DEVICES: acpi::BoardDevices = acpi::BoardDevices {
+    ps2: false,
+    fw_cfg: false,
+};
+
+/// Ports of the board for which ACPI lists no device: first, count.
+const BOARD_PORTS: [(u16, u16); 2] = [
+    (pm::PM_BASE, pm::PM_LEN),
+    (pm::GPE0_BASE, pm::GPE0_LEN as u16),
+];
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
@@ -71,7 +83,10 @@ pub struct Machine<V: Vm> {
     pm: Arc<Pm<V>>,
     rtc: Arc<Rtc>,
     apertures: Apertures,
-    cpus: u32,
+    /// End of the RAM below 4 GiB.
+    low_end: u64,
+    /// Local APIC id of each CPU.
+    apic_ids: Vec<u32>,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
@@ -153,7 +168,8 @@ impl<V: Vm> Machine<V> {
             pm,
             rtc,
             apertures,
-            cpus,
+            low_end: memory.low_end(),
+            apic_ids: (0..cpus).collect(),
             isa: Mutex::default(),
         })
     }
@@ -258,23 +274,42 @@ impl<V: Vm> Machine<V> {
         self.root.assign_resources(&self.apertures, &self.buses)
     }
 
+    /// Calls `use_contents` with what the ACPI tables are to say now.
+    fn with_contents<T>(&self, use_contents: impl FnOnce(&acpi::Contents<'_>) -> T) -> T {
+        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
+        let bars = self.root.memory_bars();
+        let windows = acpi::Windows::new(self.low_end, self.apertures.mmio64, &bars);
+        use_contents(&acpi::Contents {
+            apic_ids: &self.apic_ids,
+            windows: &windows,
+            board: BOARD_DEVICES,
+            board_ports: &BOARD_PORTS,
+            isa: &isa,
+        })
+    }
+
+    /// The ACPI tables for firmware, with windows around the BARs where they are at this moment: to be made when
+    /// firmware asks for them, which it does after it has placed the BARs.
+    #[must_use]
+    pub fn acpi_blobs(&self) -> acpi::Blobs {
+        self.with_contents(acpi::build)
+    }
+
     /// Writes the ACPI tables into guest memory and returns the RSDP's address. Before the guest runs, and again
     /// whenever memory was cleared.
     ///
     /// # Errors
     /// Memory ends below 1 MiB, or the tables are too large.
     pub fn write_acpi(&self, memory: &GuestMemory) -> Result<u64> {
-        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
-        let contents = acpi::Contents {
-            cpus: self.cpus,
-            apertures: &self.apertures,
-            isa: &isa,
+        let place = acpi::Place {
+            tables: e820::TABLES,
+            end: e820::SCANNED,
         };
-        let tables = acpi::build(&contents)?;
-        memory
-            .write(tables.base, &tables.bytes)
-            .context("no room for the ACPI tables")?;
-        Ok(tables.base)
+        let blobs = self.with_contents(|contents| acpi::link(contents, &place))?;
+        let room = "no room for the ACPI tables";
+        memory.write(e820::TABLES, &blobs.tables).context(room)?;
+        memory.write(e820::SCANNED, &blobs.rsdp).context(room)?;
+        Ok(e820::SCANNED)
     }
 
     /// The board's part of the reset line. While no vCPU runs; devices are reset by whoever holds them.

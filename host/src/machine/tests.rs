@@ -174,7 +174,7 @@ fn unsound_isa_devices_are_refused_and_leave_nothing() {
     assert_eq!(fixture.machine.buses().pio.claims(), before);
     assert_eq!(
         fixture.machine.write_acpi(fixture.vm.memory()).unwrap(),
-        0xe0000
+        0xf0000
     );
 }
 
