@@ -11,6 +11,7 @@ pub mod pm;
 pub mod power;
 pub mod reset;
 pub mod rtc;
+pub mod smbios;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
