@@ -15,7 +15,7 @@ use crate::config::{Loaded, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, Vcpu, Vm as _};
 use crate::machine::power::{EventSender, VmEvent};
-use crate::machine::{Machine, e820};
+use crate::machine::{Machine, e820, smbios};
 use crate::plugins::device::Device;
 use crate::plugins::instance::Shared;
 use crate::plugins::iothread::IoThread;
@@ -164,6 +164,7 @@ impl Vm {
         let memory = self.hypervisor.memory();
         self.machine.assign_resources()?;
         let rsdp = self.machine.write_acpi(memory)?;
+        self.machine.write_smbios(memory, &self.smbios())?;
         let direct = DirectBoot {
             kernel: &self.kernel,
             initrd: self.initrd.as_ref(),
@@ -174,6 +175,21 @@ impl Vm {
         };
         let entry = boot::load(memory, &direct)?;
         self.vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
+    }
+
+    /// What the guest is told of who made its machine.
+    fn smbios(&self) -> smbios::Blobs {
+        let cpus = u32::from(self.config.cpus);
+        let topology = smbios::Topology {
+            sockets: 1,
+            cores: cpus,
+            threads: 1,
+        };
+        let cpuid = |leaf, subleaf| self.hypervisor.cpuid(cpus, leaf, subleaf);
+        let processors = smbios::Processors::from_cpuid(topology, cpuid);
+        let memory = self.hypervisor.memory();
+        self.machine
+            .smbios_blobs(memory, &self.config.smbios, &processors, false)
     }
 
     /// Acts on messages until the VM ends.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Table, Value};
 use super::profile::PROFILES;
+use super::smbios_table;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
@@ -45,6 +46,8 @@ pub struct Main {
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
     pub on_fault: OnFault,
+    /// What SMBIOS says of the firmware.
+    pub bootrom_version: Option<String>,
 }
 
 /// Which profile the VM file asks for; a name that does not exist counts as none, and is reported by [`read`].
@@ -102,6 +105,8 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         on_fault: field("on_fault")
             .and_then(|field| on_fault(&field, problems))
             .unwrap_or_default(),
+        bootrom_version: field("bootrom_version")
+            .and_then(|field| smbios_table::text(&field, problems)),
         boot: boot(&field, at, problems),
     }
 }
@@ -249,11 +254,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
         );
     };
     let mut bad = Problems::default();
-    if let Some(field) = field("bootrom_version")
-        && field.text(&mut bad).is_some()
-    {
-        ignored(&field, "there is no bootrom");
-    }
     if let Some(field) = field("use_reservoir")
         && field.boolean(&mut bad) == Some(true)
     {

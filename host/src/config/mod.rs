@@ -11,6 +11,7 @@ mod main_table;
 mod options;
 pub mod profile;
 mod references;
+mod smbios_table;
 pub mod source;
 pub mod spelling;
 pub mod values;
@@ -35,7 +36,7 @@ use crate::plugins::search::{Origin, SearchOptions, search};
 /// No VM file is longer; what is was given by mistake.
 const FILE_MAX: u64 = 4 << 20;
 
-const TABLES: [&str; 5] = ["main", "plugins", "dev", "block_dev", "char_dev"];
+const TABLES: [&str; 6] = ["main", "smbios", "plugins", "dev", "block_dev", "char_dev"];
 /// Tables of propolis files that would change what the guest sees, and that this version can't serve.
 const UNSUPPORTED: [&str; 2] = ["cpuid", "cloudinit"];
 
@@ -213,6 +214,10 @@ fn check(
             None
         }
     };
+    let mut smbios = smbios_table::read(
+        group(root, "smbios", problems).map(|(table, _)| table),
+        problems,
+    );
     let empty = Table::new();
     let mut tables = |name| group(root, name, problems).map_or(&empty, |(table, _)| table);
     let device_tables = tables("dev");
@@ -232,7 +237,11 @@ fn check(
     }
     let backends = references::resolve(&devices, all, sources, problems);
     let main = main?;
+    if let Some(version) = main.bootrom_version {
+        smbios.firmware_version = version;
+    }
     Some(VmConfig {
+        smbios,
         name: main.name,
         cpus: main.cpus,
         memory_bytes: main.memory_bytes,

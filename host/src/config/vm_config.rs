@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::source::{Source, Span};
+use crate::machine::smbios::Identity;
 use crate::pci::Bdf;
 use crate::plugins::registry::{BackendEntry, DriverEntry};
 use crate::plugins::schema::{BackendKind, OptionValue};
@@ -27,6 +28,8 @@ pub struct VmConfig {
     pub exit_on_halt: u8,
     /// If given, a guest's reset ends the host with this code.
     pub exit_on_reboot: Option<u8>,
+    /// Who the guest is told its machine is.
+    pub smbios: Identity,
     /// In alphabetical order of their names, which is the order of creation.
     pub devices: Vec<DeviceConfig>,
     /// The backends in use, of all kinds, in the order of creation: each after those that it refers to.

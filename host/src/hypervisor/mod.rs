@@ -148,6 +148,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The largest number of vCPUs this host allows.
     fn max_vcpus(&self) -> u32;
 
+    /// What CPUID tells CPU 0 of `count` at `leaf` and `subleaf`: registers EAX to EDX, or `None` if there is no such leaf.
+    fn cpuid(&self, count: u32, leaf: u32, subleaf: u32) -> Option<[u32; 4]>;
+
     /// Adds vCPU `id` (ids count from 0; the local APIC id is the same number) with a CPUID table that says
     /// `count` CPUs exist in all.
     ///

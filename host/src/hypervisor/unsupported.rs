@@ -35,6 +35,10 @@ impl Vm for UnsupportedVm {
         match self.0 {}
     }
 
+    fn cpuid(&self, _: u32, _: u32, _: u32) -> Option<[u32; 4]> {
+        match self.0 {}
+    }
+
     fn create_vcpu(&self, _: u32, _: u32) -> Result<UnsupportedVcpu> {
         match self.0 {}
     }

@@ -12,7 +12,7 @@ pub const TABLES: u64 = 0xe_0000;
 /// The part of it that guests without a boot protocol search for anchors: ACPI's RSDP and SMBIOS's entry point.
 pub const SCANNED: u64 = 0xf_0000;
 /// Extended memory starts here.
-const MIB: u64 = 0x10_0000;
+pub(super) const MIB: u64 = 0x10_0000;
 
 /// What a range is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

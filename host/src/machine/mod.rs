@@ -74,6 +74,10 @@ const BOARD_PORTS: [(u16, u16); 2] = [
     (pm::GPE0_BASE, pm::GPE0_LEN as u16),
 ];
 
+/// Where direct boot puts SMBIOS's entry point, on a 16-byte boundary behind the RSDP, and its tables.
+const SMBIOS_ANCHOR: u64 = e820::SCANNED + 0x40;
+const SMBIOS_TABLES: u64 = e820::SCANNED + 0x60;
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
@@ -311,6 +315,52 @@ impl<V: Vm> Machine<V> {
         memory.write(e820::TABLES, &blobs.tables).context(room)?;
         memory.write(e820::SCANNED, &blobs.rsdp).context(room)?;
         Ok(e820::SCANNED)
+    }
+
+    /// The SMBIOS tables of a machine with this identity and these processors. `uefi`: firmware starts the guest.
+    #[must_use]
+    pub fn smbios_blobs(
+        &self,
+        memory: &GuestMemory,
+        identity: &smbios::Identity,
+        processors: &smbios::Processors,
+        uefi: bool,
+    ) -> smbios::Blobs {
+        let regions = memory.regions().iter();
+        let ram: Vec<(u64, u64)> = regions.map(|region| (region.gpa, region.len)).collect();
+        let functions = self.root.functions();
+        let mut slots: Vec<u8> = functions.iter().map(|f| f.bdf().device()).collect();
+        slots.dedup();
+        // The chipset's are no slots.
+        slots.retain(|&device| {
+            !i440fx::functions()
+                .iter()
+                .any(|own| own.bdf.device() == device)
+        });
+        smbios::build(&smbios::Contents {
+            identity,
+            processors,
+            ram: &ram,
+            slots: &slots,
+            uefi,
+        })
+    }
+
+    /// Writes SMBIOS tables into guest memory, beside the ACPI tables, for a guest that is booted directly.
+    ///
+    /// # Errors
+    /// Memory ends below 1 MiB, or the tables are too large.
+    pub fn write_smbios(&self, memory: &GuestMemory, blobs: &smbios::Blobs) -> Result<()> {
+        let end = SMBIOS_TABLES + blobs.tables.len() as u64;
+        ensure!(
+            end <= e820::MIB,
+            "the SMBIOS tables end at {end:#x}, beyond {:#x}: fewer sockets or shorter texts make them smaller",
+            e820::MIB
+        );
+        let room = "no room for the SMBIOS tables";
+        let anchor = blobs.anchor_for(SMBIOS_TABLES);
+        memory.write(SMBIOS_ANCHOR, &anchor).context(room)?;
+        memory.write(SMBIOS_TABLES, &blobs.tables).context(room)
     }
 
     /// The board's part of the reset line. While no vCPU runs; devices are reset by whoever holds them.

@@ -83,6 +83,10 @@ impl Vm for FakeVm {
         0
     }
 
+    fn cpuid(&self, _: u32, _: u32, _: u32) -> Option<[u32; 4]> {
+        None
+    }
+
     fn create_vcpu(&self, _: u32, _: u32) -> Result<NoVcpu> {
         anyhow::bail!("no CPUs here")
     }

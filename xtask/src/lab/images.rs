@@ -29,6 +29,8 @@ const GUEST_PACKAGES: &[&str] = &[
     "libblkid1",
     "libuuid1",
     "util-linux",
+    "dmidecode",
+    "acpica-tools",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -36,6 +38,9 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/mke2fs",
     "sbin/e2fsck",
     "sbin/blkdiscard",
+    "usr/sbin/dmidecode",
+    "usr/bin/acpidump-acpica",
+    "usr/bin/iasl",
 ];
 /// Modules of the guest's initrd, in the order of loading.
 const GUEST_MODULES: &[&str] = &[

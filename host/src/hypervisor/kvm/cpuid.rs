@@ -9,6 +9,8 @@ const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
+/// Flag of an entry that stands for one subleaf alone.
+pub const INDEXED: u32 = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 const EXTENDED_TOPOLOGY: [u32; 2] = [0xb, 0x1f];
 
 /// The table of vCPU `id` (its local APIC id) out of `count`, from what KVM supports.

@@ -87,6 +87,15 @@ impl Vm for KvmVm {
         self.max_vcpus
     }
 
+    fn cpuid(&self, count: u32, leaf: u32, subleaf: u32) -> Option<[u32; 4]> {
+        let table = cpuid::for_vcpu(&self.cpuid, 0, count, self.tsc_deadline);
+        let found = table.iter().find(|entry| {
+            let indexed = entry.flags & cpuid::INDEXED != 0;
+            entry.function == leaf && (!indexed || entry.index == subleaf)
+        })?;
+        Some([found.eax, found.ebx, found.ecx, found.edx])
+    }
+
     fn create_vcpu(&self, id: u32, count: u32) -> Result<KvmVcpu> {
         let cpuid = cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline);
         let fd = self

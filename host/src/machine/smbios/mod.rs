@@ -28,20 +28,20 @@ pub const OEM_TEXT_MAX: usize = 1023;
 /// The most OEM strings: all together they fit the ROM area.
 pub const OEM_STRINGS_MAX: usize = 32;
 
-// Handles: the type in the upper byte, as far as it goes, and a number in the lower.
+// Handles: the type in the upper byte and a number in the lower, but for processors and caches, which may be thousands.
 const FIRMWARE: u16 = 0x000;
 const SYSTEM: u16 = 0x100;
 const CHASSIS: u16 = 0x300;
-const PROCESSORS: u16 = 0x400;
 const SLOTS: u16 = 0x900;
 const OEM_STRINGS: u16 = 0xb00;
 const MEMORY_ARRAY: u16 = 0x1000;
 const MEMORY_MODULE: u16 = 0x1100;
 const MAPPED: u16 = 0x1300;
 const BOOT: u16 = 0x2000;
-/// Four for each processor.
-const CACHES: u16 = 0x7000;
 const END: u16 = 0x7f00;
+const PROCESSORS: u16 = 0x4000;
+/// Four for each processor.
+const CACHES: u16 = 0x8000;
 
 /// When what the tables say last changed. Not the date of a build, which would differ from build to build.
 const DATE: &str = "11/24/2026";

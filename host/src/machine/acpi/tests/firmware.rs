@@ -81,7 +81,7 @@ impl Firmware {
             let len = number(rest, 4, 4) as usize;
             let name = String::from_utf8_lossy(&rest[..4]).into_owned();
             let sound = len <= rest.len() && len >= 36;
-            if name == "FACS" && sound || sound && sum(&rest[..len]) == 0 {
+            if sound && (name == "FACS" || sum(&rest[..len]) == 0) {
                 if name != "XSDT" {
                     installed.push(name);
                 }
