@@ -39,7 +39,7 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/e2fsck",
     "sbin/blkdiscard",
     "usr/sbin/dmidecode",
-    "usr/bin/acpidump-acpica",
+    "usr/bin/acpidump",
     "usr/bin/iasl",
 ];
 /// Modules of the guest's initrd, in the order of loading.
