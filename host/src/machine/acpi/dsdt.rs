@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::aml::{Raw, device, hid, name, ports, raw, resources};
-use super::{Contents, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Windows, isa, links};
+use super::{Contents, LAST_BUS, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Windows, isa, links};
 use crate::machine::pm::SLP_TYP_S5;
 use crate::machine::{ECAM_BASE, ECAM_LEN};
 use crate::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN};
@@ -50,7 +50,7 @@ fn windows(windows: &Windows) -> Raw {
     let uncached = AddressSpaceCacheable::NotCacheable;
     let (config, count) = (CONFIG_PORTS, CONFIG_PORTS_LEN);
     let mut all = vec![
-        raw(&AddressSpace::new_bus_number(0_u16, 0xff)),
+        raw(&AddressSpace::new_bus_number(0_u16, u16::from(LAST_BUS))),
         raw(&IO::new(config, config, 1, count as u8)),
         raw(&AddressSpace::new_io(0_u16, config - 1, None)),
         raw(&AddressSpace::new_io(config + count, 0xffff, None)),

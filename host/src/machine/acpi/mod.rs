@@ -18,7 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, facs::FACS};
 use anyhow::{Result, ensure};
 
-use super::{ECAM_BASE, ECAM_LEN};
+use super::ECAM_BASE;
 
 pub use loader::{Blobs, LOADER_FILE, RSDP_FILE, TABLES_FILE};
 pub(super) use windows::Windows;
@@ -28,6 +28,10 @@ use loader::Blob;
 const OEM_ID: [u8; 6] = *b"VMMHST";
 const OEM_TABLE_ID: [u8; 8] = *b"VMM-HOST";
 const OEM_REVISION: u32 = 1;
+
+/// There is no bridge, so there is no further bus. Linux looks at every device of every bus that the tables tell of:
+/// thousands of exits for 256 of them.
+const LAST_BUS: u8 = 0;
 
 /// XSDT: offset of the first pointer (ACPI 6.4 table 5.8).
 const XSDT_ENTRIES: usize = 36;
@@ -123,7 +127,7 @@ pub(super) fn build(contents: &Contents<'_>) -> Blobs {
     let madt = blobs.add(&tables::madt(contents.apic_ids), 16);
     blobs.seal(madt);
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM_BASE, 0, 0, ((ECAM_LEN >> 20) - 1) as u8);
+    mcfg.add_ecam(ECAM_BASE, 0, 0, LAST_BUS);
     let mcfg = blobs.add(&bytes(&mcfg), 16);
     blobs.seal(mcfg);
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
