@@ -27,7 +27,8 @@ pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
         "_S5_",
         &Package::new(vec![&sleep_type, &sleep_type, &ZERO, &ZERO]),
     );
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    // Revision 2: integers of 64 bits (ACPI 6.4 section 5.2.11.1).
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&bus.0);
     table.append_slice(&s5.0);
     table.as_slice().to_vec()

@@ -36,11 +36,16 @@ fn port(address: u16, bits: u8, access: u8) -> [u8; 12] {
     gas
 }
 
+/// The revision of ACPI that the tables agree with is 6.5; of what it added to 6.4, which comments here cite, none is on
+/// this board. The MADT's revision follows from it (ACPI 6.5 table 5.19).
+const FADT_MINOR: u8 = 5;
+const MADT_REVISION: u8 = 6;
+
 /// FADT: which fields are pointers, and their widths: FIRMWARE_CTRL, DSDT, X_DSDT. The FACS, being below 4 GiB, has no
 /// second one (ACPI 6.4 table 5.9).
 pub(super) const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 
-/// Fixed ACPI Description Table, revision 6.
+/// Fixed ACPI Description Table, revision 6 with its minor part.
 pub(super) fn fadt(facs: u32, dsdt: u32, ps2: bool) -> Vec<u8> {
     let mut table = Sdt::new(*b"FACP", 276, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let (event, control) = (PM_BASE + PM1_EVENT, PM_BASE + PM1_CONTROL);
@@ -62,6 +67,7 @@ pub(super) fn fadt(facs: u32, dsdt: u32, ps2: bool) -> Vec<u8> {
     table.write_u32(112, FADT_FLAGS);
     table.write_bytes(116, &port(RESET_PORT, 8, 1));
     table.write_u8(128, RESET_VALUE);
+    table.write_u8(131, FADT_MINOR);
     table.write_u64(140, u64::from(dsdt));
     table.write_bytes(148, &port(event, 32, 2));
     table.write_bytes(172, &port(control, 16, 2));
@@ -108,7 +114,7 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     if apic_ids.iter().any(|&id| id >= FIRST_X2APIC) {
         body.extend([10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
     }
-    let mut table = Sdt::new(*b"APIC", 36, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(*b"APIC", 36, MADT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&body);
     table.as_slice().to_vec()
 }
