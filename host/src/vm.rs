@@ -171,10 +171,18 @@ impl Vm {
             cmdline: &self.config.boot.cmdline,
             e820: &e820::map(memory),
             rsdp,
+            address_bits: self.address_bits(),
             used: restart,
         };
         let entry = boot::load(memory, &direct)?;
         self.vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
+    }
+
+    /// CPUID 0x8000_0008; a CPU that doesn't have it has 36 (Intel SDM volume 3, section 4.1.4).
+    fn address_bits(&self) -> u32 {
+        let cpus = u32::from(self.config.cpus);
+        let leaf = self.hypervisor.cpuid(cpus, 0x8000_0008, 0);
+        leaf.map_or(36, |[eax, ..]| eax & 0xff)
     }
 
     /// What the guest is told of who made its machine.

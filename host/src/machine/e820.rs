@@ -4,7 +4,7 @@ use super::{ECAM_BASE, ECAM_LEN, IOAPIC_BASE, LAPIC_BASE};
 use crate::memory::{GuestMemory, HIGH_START};
 
 /// Extended BIOS data area: reserved, as every PC's last KiB of low memory is.
-const EBDA: u64 = 0x9_fc00;
+pub const EBDA: u64 = 0x9_fc00;
 /// The legacy video and ROM hole starts here.
 const HOLE: u64 = 0xa_0000;
 /// ROM area, in which the ACPI tables are.

@@ -114,7 +114,14 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     if apic_ids.iter().any(|&id| id >= FIRST_X2APIC) {
         body.extend([10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
     }
-    let mut table = Sdt::new(*b"APIC", 36, MADT_REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(
+        *b"APIC",
+        36,
+        MADT_REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
     table.append_slice(&body);
     table.as_slice().to_vec()
 }
