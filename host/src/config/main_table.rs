@@ -4,6 +4,7 @@ use super::boot;
 use super::cpus::{self, Cpus, Profiles};
 use super::document::{Table, Value};
 use super::profile::PROFILES;
+use super::smbios_table;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
@@ -45,10 +46,11 @@ pub struct Main {
     pub cpus: Cpus,
     pub memory_bytes: u64,
     pub boot: Boot,
-    pub bootrom_version: Option<String>,
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
     pub on_fault: OnFault,
+    /// What SMBIOS says of the firmware.
+    pub bootrom_version: Option<String>,
 }
 
 /// Which profile the VM file asks for; a name that does not exist counts as none, and is reported by [`read`].
@@ -109,10 +111,8 @@ pub fn read(
         on_fault: field("on_fault")
             .and_then(|field| on_fault(&field, problems))
             .unwrap_or_default(),
-        // Whether it is text is reported with the other keys of a bootrom.
         bootrom_version: field("bootrom_version")
-            .and_then(|field| field.text(&mut Problems::default()))
-            .map(str::to_owned),
+            .and_then(|field| smbios_table::text(&field, problems)),
         boot: boot::read(&field, at, problems),
     }
 }

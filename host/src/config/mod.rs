@@ -15,6 +15,7 @@ mod main_table;
 mod options;
 pub mod profile;
 mod references;
+mod smbios_table;
 pub mod source;
 pub mod spelling;
 pub mod values;
@@ -40,8 +41,9 @@ use crate::plugins::search::{Origin, SearchOptions, search};
 /// No VM file is longer; what is was given by mistake.
 const FILE_MAX: u64 = 4 << 20;
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "main",
+    "smbios",
     "plugins",
     "dev",
     "block_dev",
@@ -232,6 +234,10 @@ fn check(
             None
         }
     };
+    let mut smbios = smbios_table::read(
+        group(root, "smbios", problems).map(|(table, _)| table),
+        problems,
+    );
     let empty = Table::new();
     let mut tables = |name| group(root, name, problems).map_or(&empty, |(table, _)| table);
     let device_tables = tables("dev");
@@ -258,14 +264,17 @@ fn check(
     }
     let fw_cfg = fw_cfg::read(fw_cfg_tables, sources, problems);
     let main = main?;
+    if let Some(version) = main.bootrom_version {
+        smbios.firmware_version = version;
+    }
     Some(VmConfig {
+        smbios,
         name: main.name,
         cpus: main.cpus.count,
         cpu_model: main.cpus.model,
         cpu_binding: main.cpus.binding,
         memory_bytes: main.memory_bytes,
         boot: main.boot,
-        bootrom_version: main.bootrom_version,
         fw_cfg,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,

@@ -176,6 +176,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The hypervisor refused.
     fn show_rom(&self, rom: &Rom, shown: bool) -> anyhow::Result<()>;
 
+    /// What CPUID tells the first of CPUs like these.
+    fn cpuid(&self, model: &CpuModel) -> CpuidProfile;
+
     /// What CPUID tells a guest without a profile, before it is made for one CPU. Needs no VM.
     ///
     /// # Errors

@@ -52,6 +52,10 @@ impl Vm for UnsupportedVm {
         match self.0 {}
     }
 
+    fn cpuid(&self, _: &CpuModel) -> CpuidProfile {
+        match self.0 {}
+    }
+
     fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<UnsupportedVcpu> {
         match self.0 {}
     }

@@ -14,6 +14,7 @@ pub mod pm;
 pub mod power;
 pub mod reset;
 pub mod rtc;
+pub mod smbios;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -65,6 +66,22 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x4d0, 2, "the interrupt controllers"),
 ];
 
+/// What this board has of the devices that not every board has.
+const BOARD_DEVICES: acpi::BoardDevices = acpi::BoardDevices {
+    ps2: false,
+    fw_cfg: false,
+};
+
+/// Ports of the board for which ACPI lists no device: first, count.
+const BOARD_PORTS: [(u16, u16); 2] = [
+    (pm::PM_BASE, pm::PM_LEN),
+    (pm::GPE0_BASE, pm::GPE0_LEN as u16),
+];
+
+/// Where direct boot puts SMBIOS's entry point, on a 16-byte boundary behind the RSDP, and its tables.
+const SMBIOS_ANCHOR: u64 = e820::SCANNED + 0x40;
+const SMBIOS_TABLES: u64 = e820::SCANNED + 0x60;
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
@@ -76,6 +93,9 @@ pub struct Machine<V: Vm> {
     rtc: Arc<Rtc>,
     fw_cfg: OnceLock<Arc<FwCfg>>,
     apertures: Apertures,
+    /// End of the RAM below 4 GiB.
+    low_end: u64,
+    /// Local APIC id of each CPU.
     apic_ids: Vec<u32>,
     isa: Mutex<Vec<IsaDevice>>,
 }
@@ -164,6 +184,7 @@ impl<V: Vm> Machine<V> {
             rtc,
             fw_cfg: OnceLock::new(),
             apertures,
+            low_end: memory.low_end(),
             apic_ids,
             isa: Mutex::default(),
         })
@@ -303,23 +324,88 @@ impl<V: Vm> Machine<V> {
         self.root.assign_resources(&self.apertures, &self.buses)
     }
 
+    /// Calls `use_contents` with what the ACPI tables are to say now.
+    fn with_contents<T>(&self, use_contents: impl FnOnce(&acpi::Contents<'_>) -> T) -> T {
+        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
+        let bars = self.root.memory_bars();
+        let windows = acpi::Windows::new(self.low_end, self.apertures.mmio64, &bars);
+        use_contents(&acpi::Contents {
+            apic_ids: &self.apic_ids,
+            windows: &windows,
+            board: BOARD_DEVICES,
+            board_ports: &BOARD_PORTS,
+            isa: &isa,
+        })
+    }
+
+    /// The ACPI tables for firmware, with windows around the BARs where they are at this moment: to be made when
+    /// firmware asks for them, which it does after it has placed the BARs.
+    #[must_use]
+    pub fn acpi_blobs(&self) -> acpi::Blobs {
+        self.with_contents(acpi::build)
+    }
+
     /// Writes the ACPI tables into guest memory and returns the RSDP's address. Before the guest runs, and again
     /// whenever memory was cleared.
     ///
     /// # Errors
     /// Memory ends below 1 MiB, or the tables are too large.
     pub fn write_acpi(&self, memory: &GuestMemory) -> Result<u64> {
-        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
-        let contents = acpi::Contents {
-            apic_ids: &self.apic_ids,
-            apertures: &self.apertures,
-            isa: &isa,
+        let place = acpi::Place {
+            tables: e820::TABLES,
+            end: e820::SCANNED,
         };
-        let tables = acpi::build(&contents)?;
-        memory
-            .write(tables.base, &tables.bytes)
-            .context("no room for the ACPI tables")?;
-        Ok(tables.base)
+        let blobs = self.with_contents(|contents| acpi::link(contents, &place))?;
+        let room = "no room for the ACPI tables";
+        memory.write(e820::TABLES, &blobs.tables).context(room)?;
+        memory.write(e820::SCANNED, &blobs.rsdp).context(room)?;
+        Ok(e820::SCANNED)
+    }
+
+    /// The SMBIOS tables of a machine with this identity and these processors. `uefi`: firmware starts the guest.
+    #[must_use]
+    pub fn smbios_blobs(
+        &self,
+        memory: &GuestMemory,
+        identity: &smbios::Identity,
+        processors: &smbios::Processors,
+        uefi: bool,
+    ) -> smbios::Blobs {
+        let regions = memory.regions().iter();
+        let ram: Vec<(u64, u64)> = regions.map(|region| (region.gpa, region.len)).collect();
+        let functions = self.root.functions();
+        let mut slots: Vec<u8> = functions.iter().map(|f| f.bdf().device()).collect();
+        slots.dedup();
+        // The chipset's are no slots.
+        slots.retain(|&device| {
+            !i440fx::functions()
+                .iter()
+                .any(|own| own.bdf.device() == device)
+        });
+        smbios::build(&smbios::Contents {
+            identity,
+            processors,
+            ram: &ram,
+            slots: &slots,
+            uefi,
+        })
+    }
+
+    /// Writes SMBIOS tables into guest memory, beside the ACPI tables, for a guest that is booted directly.
+    ///
+    /// # Errors
+    /// Memory ends below 1 MiB, or the tables are too large.
+    pub fn write_smbios(&self, memory: &GuestMemory, blobs: &smbios::Blobs) -> Result<()> {
+        let end = SMBIOS_TABLES + blobs.tables.len() as u64;
+        ensure!(
+            end <= e820::MIB,
+            "the SMBIOS tables end at {end:#x}, beyond {:#x}: fewer sockets or shorter texts make them smaller",
+            e820::MIB
+        );
+        let room = "no room for the SMBIOS tables";
+        let anchor = blobs.anchor_for(SMBIOS_TABLES);
+        memory.write(SMBIOS_ANCHOR, &anchor).context(room)?;
+        memory.write(SMBIOS_TABLES, &blobs.tables).context(room)
     }
 
     /// The board's part of the reset line. While no vCPU runs; devices are reset by whoever holds them.

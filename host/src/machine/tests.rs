@@ -174,7 +174,7 @@ fn unsound_isa_devices_are_refused_and_leave_nothing() {
     assert_eq!(fixture.machine.buses().pio.claims(), before);
     assert_eq!(
         fixture.machine.write_acpi(fixture.vm.memory()).unwrap(),
-        0xe0000
+        0xf0000
     );
 }
 
@@ -279,6 +279,93 @@ fn a_guest_finds_and_uses_a_device_after_direct_boot() {
     assert_eq!(fixture.io.mmio_read(bar + 0x20, 4), 0xffff_ffff);
     fixture.machine.assign_resources().unwrap();
     assert_eq!(fixture.io.mmio_read(bar + 0x20, 4), 0x220);
+}
+
+/// A disk with one BAR of 64 bits, at slot 4.
+fn add_disk(fixture: &Fixture, size: u64) {
+    let desc = PciFunctionDesc {
+        vendor: 0x1af4,
+        device: 0x1042,
+        bars: vec![BarDesc {
+            index: 0,
+            kind: BarKind::Mmio64,
+            size,
+            region: 2,
+            prefetch: false,
+        }],
+        ..PciFunctionDesc::default()
+    };
+    let slot = "0.4.0".parse().unwrap();
+    fixture
+        .machine
+        .add_pci("dev.block0", slot, &desc, still(), None)
+        .unwrap();
+}
+
+#[test]
+fn firmware_gets_windows_around_the_bars_that_it_placed() {
+    let mut fixture = Fixture::new();
+    add_disk(&fixture, 0x4000);
+    let holds = |blobs: &acpi::Blobs, number: u64| {
+        let bytes = number.to_le_bytes();
+        blobs.tables.windows(8).any(|window| window == bytes)
+    };
+    // As firmware leaves it: an address, and decoding off until a driver starts.
+    let (first, last) = (0x3f_c000_0000_u64, 0x3f_c000_3fff_u64);
+    let disk = ECAM_BASE + (4 << 15);
+    let end = fixture.machine.apertures.mmio64.last;
+    assert!(end < first);
+    let blobs = fixture.machine.acpi_blobs();
+    assert!(holds(&blobs, end) && !holds(&blobs, last));
+    fixture.io.mmio_write(disk + 0x10, 4, first & 0xffff_ffff);
+    fixture.io.mmio_write(disk + 0x14, 4, first >> 32);
+    assert!(holds(&fixture.machine.acpi_blobs(), last));
+    // A guest that is sizing the BAR, and a reset.
+    fixture.io.mmio_write(disk + 0x10, 8, u64::MAX);
+    assert!(holds(&fixture.machine.acpi_blobs(), end));
+    fixture.machine.reset();
+    assert_eq!(fixture.machine.acpi_blobs().tables, blobs.tables);
+}
+
+#[test]
+fn a_guest_without_firmware_finds_smbios_where_it_searches() {
+    let fixture = Fixture::new();
+    add_disk(&fixture, 0x4000);
+    let memory = fixture.vm.memory();
+    let topology = crate::hypervisor::topology::Topology::new(1, 2, 1).unwrap();
+    let processors = smbios::Processors::from_cpuid(topology, |_, _| None);
+    let mut identity = smbios::Identity {
+        serial: "SN-0042".to_owned(),
+        ..smbios::Identity::default()
+    };
+    fixture.machine.write_acpi(memory).unwrap();
+    let blobs = fixture
+        .machine
+        .smbios_blobs(memory, &identity, &processors, false);
+    fixture.machine.write_smbios(memory, &blobs).unwrap();
+    let mut area = vec![0; 0x1_0000];
+    memory.read(0xf_0000, &mut area).unwrap();
+    let found = |anchor: &[u8]| {
+        let mut places = area.chunks(16).enumerate();
+        let (at, _) = places.find(|(_, chunk)| chunk.starts_with(anchor)).unwrap();
+        16 * at
+    };
+    assert_eq!(found(b"RSD PTR "), 0);
+    let anchor = &area[found(b"_SM3_")..][..24];
+    assert_eq!(anchor.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)), 0);
+    let address = u64::from_le_bytes(anchor[16..].try_into().unwrap());
+    let tables = &area[usize::try_from(address - 0xf_0000).unwrap()..][..blobs.tables.len()];
+    assert_eq!(tables, blobs.tables);
+    // The disk's slot, and no slots of the chipset.
+    let has = |text: &[u8]| tables.windows(text.len()).any(|window| window == text);
+    assert!(has(b"SN-0042") && has(b"PCI slot 4") && !has(b"PCI slot 1"));
+    // More than the area holds.
+    identity.oem_strings = vec!["x".repeat(1023); 64];
+    let blobs = fixture
+        .machine
+        .smbios_blobs(memory, &identity, &processors, false);
+    let error = fixture.machine.write_smbios(memory, &blobs).unwrap_err();
+    assert!(error.to_string().contains("beyond 0x100000"), "{error}");
 }
 
 #[test]

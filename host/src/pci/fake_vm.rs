@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
-use crate::hypervisor::cpuid::CpuidProfile;
+use crate::hypervisor::cpuid::{CpuidProfile, Vendor};
 use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
     CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
@@ -99,6 +99,10 @@ impl Vm for FakeVm {
 
     fn max_vcpus(&self) -> u32 {
         0
+    }
+
+    fn cpuid(&self, _: &CpuModel) -> CpuidProfile {
+        CpuidProfile::new(Vendor::Amd, Vec::new())
     }
 
     fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<NoVcpu> {

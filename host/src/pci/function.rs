@@ -359,6 +359,17 @@ impl<V: Vm> Function<V> {
         self.config().bars().to_vec()
     }
 
+    /// First and last address of each memory BAR that has been given one, whether it decodes there yet or not.
+    pub(super) fn memory_bars(&self) -> Vec<(u64, u64)> {
+        let config = self.config();
+        let memory = config.bars().iter().filter(|bar| bar.kind != BarKind::Io);
+        memory
+            .map(|&bar| (config.address(bar), bar.size))
+            .filter(|(address, _)| *address != 0)
+            .map(|(address, size)| (address, address.saturating_add(size - 1)))
+            .collect()
+    }
+
     /// What firmware does: addresses, interrupt line, decoding on.
     pub(super) fn assign(&self, places: &[(Bar, u64)]) {
         let mut config = self.config();

@@ -27,12 +27,18 @@ pub use root::{CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, Root};
 /// The interrupt lines behind PIRQ A to D: firmware for this board programs the same.
 pub const LINK_GSI: [u32; 4] = [10, 10, 11, 11];
 
-/// The interrupt line of pin `pin` (1 to 4 for INTA to INTD) of device `device` on bus 0.
+/// Which PIRQ, 0 to 3 for A to D, pin `pin` (1 to 4 for INTA to INTD) of device `device` on bus 0 is wired to.
 ///
 /// The one place that knows how the board is wired; the ACPI routing table is made from it.
 #[must_use]
+pub fn intx_link(device: u8, pin: u8) -> usize {
+    (usize::from(device) + usize::from(pin) + 2) % 4
+}
+
+/// The interrupt line of that pin.
+#[must_use]
 pub fn intx_gsi(device: u8, pin: u8) -> u32 {
-    LINK_GSI[(usize::from(device) + usize::from(pin) + 2) % 4]
+    LINK_GSI[intx_link(device, pin)]
 }
 
 #[cfg(test)]

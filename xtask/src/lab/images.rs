@@ -31,6 +31,8 @@ const GUEST_PACKAGES: &[&str] = &[
     "util-linux",
     "ovmf",
     "memtest86+",
+    "dmidecode",
+    "acpica-tools",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -38,6 +40,9 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/mke2fs",
     "sbin/e2fsck",
     "sbin/blkdiscard",
+    "usr/sbin/dmidecode",
+    "usr/bin/acpidump",
+    "usr/bin/iasl",
 ];
 /// Firmware for guests, code and variables apart and both in one, and a program that is no Linux.
 const FILES: &[&str] = &[

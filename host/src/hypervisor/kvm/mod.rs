@@ -115,6 +115,11 @@ impl Vm for KvmVm {
         self.max_vcpus
     }
 
+    fn cpuid(&self, model: &CpuModel) -> CpuidProfile {
+        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
+        profile.for_cpu(model.topology, 0)
+    }
+
     fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
         let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
         if cpu == 0 && model.topology.threads() > 1 && profile.hides_threads() {
