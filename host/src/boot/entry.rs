@@ -132,7 +132,7 @@ impl Entry {
     /// The hypervisor refused.
     pub fn apply(&self, cpu: u32, vcpu: &mut impl Vcpu) -> Result<()> {
         let bits = self.address_bits.clamp(36, 52);
-        let mask = (1 << bits) - (HIGH_START - LOW_END) | MTRR_VALID;
+        let mask = ((1 << bits) - (HIGH_START - LOW_END)) | MTRR_VALID;
         let variable = [MTRR_PHYSBASE0, (MTRR_PHYSMASK0, mask), MTRR_DEF_TYPE];
         for (index, value) in MTRR_FIXED.into_iter().chain(variable) {
             if let Err(error) = vcpu.set_msr(index, value) {
