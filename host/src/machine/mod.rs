@@ -69,7 +69,7 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
 /// What this board has of the devices that not every board has.
 const BOARD_DEVICES: acpi::BoardDevices = acpi::BoardDevices {
     ps2: false,
-    fw_cfg: false,
+    fw_cfg: true,
 };
 
 /// Ports of the board for which ACPI lists no device: first, count.
