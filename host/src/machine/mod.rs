@@ -7,8 +7,10 @@ pub mod acpi;
 pub mod e820;
 mod i440fx;
 mod isa;
+mod latches;
 pub mod pm;
 pub mod power;
+mod ps2;
 pub mod reset;
 pub mod rtc;
 
@@ -17,16 +19,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 
 use self::acpi::IsaDevice;
+use self::latches::Latches;
 use self::pm::Pm;
 use self::power::EventSender;
-use self::reset::{KeyboardPorts, ResetControl};
+use self::ps2::Ps2;
+use self::reset::{ControlPortA, ResetControl, ResetPulse};
 use self::rtc::Rtc;
 use crate::bus::{BusAccess, Buses, Registers};
 use crate::hypervisor::{Space, Vm};
 use crate::memory::{GuestMemory, HIGH_START};
 use crate::pci::{
-    Aperture, Apertures, Bdf, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, Function,
-    IrqLines, IrqPin, LiveCapability, PciFunctionDesc, Root, Target,
+    Aperture, Apertures, Bdf, BoardRegisters, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam,
+    Function, IrqLines, IrqPin, LINK_GSI, LiveCapability, PciFunctionDesc, Root, Target,
 };
 
 pub use isa::{IsaDesc, IsaHandle, IsaPin, IsaRegion};
@@ -52,6 +56,10 @@ const IO: Aperture = Aperture {
 /// Memory BARs above RAM end here: every 64-bit CPU has at least 36 address bits, and most guests map 39 or more.
 const MMIO64_LEN: u64 = 64 << 30;
 
+/// Lines that the 8259s must take as levels: the SCI, and what [`LINK_GSI`] routes PCI's links to.
+const LEVEL_IRQS: u16 =
+    1 << pm::SCI | 1 << LINK_GSI[0] | 1 << LINK_GSI[1] | 1 << LINK_GSI[2] | 1 << LINK_GSI[3];
+
 /// Ports that the hypervisor answers: 8259 pair, PIT, speaker gate, 8259 trigger modes. First, count, whose.
 const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x20, 2, "the first interrupt controller"),
@@ -61,34 +69,57 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x4d0, 2, "the interrupt controllers"),
 ];
 
+/// What a board has beyond what every guest needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    /// A PS/2 controller with keyboard and mouse; without, ports 0x60 and 0x64 know the reset pulse only.
+    pub ps2: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { ps2: true }
+    }
+}
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
+    vm: Arc<V>,
     buses: Arc<Buses>,
     lines: Arc<IrqLines<V>>,
     root: Arc<Root<V>>,
     config_ports: Arc<ConfigPorts<V>>,
     pm: Arc<Pm<V>>,
     rtc: Arc<Rtc>,
+    reset_control: Arc<ResetControl>,
+    latches: Arc<Latches>,
+    ps2: Option<Arc<Ps2<V>>>,
     apertures: Apertures,
     cpus: u32,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for `cpus` CPUs and this memory. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for `cpus` CPUs and this memory, with what `board` says. `events` hears of power off and reset; it is called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
-    pub fn new(vm: Arc<V>, memory: &GuestMemory, cpus: u32, events: EventSender) -> Result<Self> {
+    pub fn new(
+        vm: Arc<V>,
+        memory: &GuestMemory,
+        cpus: u32,
+        board: Board,
+        events: EventSender,
+    ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
-        let root = Root::new(vm, Arc::clone(&buses), Arc::clone(&lines));
+        let root = Root::new(Arc::clone(&vm), Arc::clone(&buses), Arc::clone(&lines));
         let sci = lines
             .pin(u32::from(pm::SCI))
             .context("the system control interrupt has no line")?;
-        let reset = Arc::new(ResetControl::new(Arc::clone(&events)));
-        let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset));
+        let reset_control = Arc::new(ResetControl::new(Arc::clone(&events)));
+        let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset_control.clone()));
         let pm = Arc::new(Pm::new(sci, Arc::clone(&events)));
         let rtc = Arc::new(Rtc::default());
         reserve(&buses, memory)?;
@@ -118,19 +149,53 @@ impl<V: Vm> Machine<V> {
             &[IsaRegion::ports_at(0, rtc::RTC_PORT, 2)],
             rtc.clone(),
         )?;
-        let keyboard = [
-            IsaRegion::ports_at(reset::REGION_DATA, reset::KEYBOARD_DATA, 1),
-            IsaRegion::ports_at(reset::REGION_STATUS, reset::KEYBOARD_STATUS, 1),
-        ];
         claim(
-            "the keyboard controller",
-            &keyboard,
-            Arc::new(KeyboardPorts::new(events)),
+            "system control port A",
+            &[IsaRegion::ports_at(0, reset::CONTROL_PORT_A, 1)],
+            Arc::new(ControlPortA::new(Arc::clone(&events))),
         )?;
+        let latches = Arc::new(Latches::default());
+        let ports = [
+            IsaRegion::ports_at(
+                latches::REGION_PAGE,
+                latches::PAGE_PORTS,
+                latches::PAGE_PORTS_LEN,
+            ),
+            IsaRegion::ports_at(
+                latches::REGION_APM,
+                latches::APM_PORTS,
+                latches::APM_PORTS_LEN,
+            ),
+        ];
+        claim("POST code and APM ports", &ports, latches.clone())?;
+        let mut isa = Vec::new();
+        let keyboard = [
+            IsaRegion::ports_at(ps2::REGION_DATA, ps2::DATA_PORT, 1),
+            IsaRegion::ports_at(ps2::REGION_COMMAND, ps2::COMMAND_PORT, 1),
+        ];
+        let ps2 = if board.ps2 {
+            let pin = |irq: u8| {
+                lines
+                    .pin(u32::from(irq))
+                    .context("the PS/2 controller has no interrupt line")
+            };
+            let (keyboard_pin, mouse_pin) = (pin(ps2::KEYBOARD_IRQ)?, pin(ps2::MOUSE_IRQ)?);
+            let ps2 = Arc::new(Ps2::new(keyboard_pin, mouse_pin, events));
+            claim("the PS/2 controller", &keyboard, ps2.clone())?;
+            isa.extend(ps2::acpi_devices());
+            Some(ps2)
+        } else {
+            let pulse = Arc::new(ResetPulse::new(events));
+            claim("the reset pulse", &keyboard, pulse)?;
+            None
+        };
         for function in i440fx::functions() {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
                 live: None,
+                board: function.routes_links.then(|| {
+                    Arc::new(i440fx::LinkRoutes::new(Arc::clone(&lines))) as Arc<dyn BoardRegisters>
+                }),
             };
             root.add(
                 &Arc::from(function.name),
@@ -146,15 +211,19 @@ impl<V: Vm> Machine<V> {
             mmio64: mmio64(memory),
         };
         Ok(Self {
+            vm,
             buses,
             lines,
             root,
             config_ports,
             pm,
             rtc,
+            reset_control,
+            latches,
+            ps2,
             apertures,
             cpus,
-            isa: Mutex::default(),
+            isa: Mutex::new(isa),
         })
     }
 
@@ -218,9 +287,10 @@ impl<V: Vm> Machine<V> {
             "{owner}: ISA interrupt {} is out of range: 0 to 15",
             pin.irq
         );
+        let ps2 = self.ps2.is_some() && matches!(pin.irq, ps2::KEYBOARD_IRQ | ps2::MOUSE_IRQ);
         ensure!(
-            !matches!(pin.irq, 0 | 2 | 8 | 13),
-            "{owner}: ISA interrupt {} belongs to the board (timer, cascade, clock or coprocessor)",
+            !matches!(pin.irq, 0 | 2 | 8 | 13) && !ps2,
+            "{owner}: ISA interrupt {} belongs to the board (timer, keyboard, cascade, clock, mouse or coprocessor)",
             pin.irq
         );
         self.lines
@@ -245,16 +315,24 @@ impl<V: Vm> Machine<V> {
             bdf,
             desc,
             &[],
-            Target { registers, live },
+            Target {
+                registers,
+                live,
+                board: None,
+            },
         )
     }
 
-    /// Does firmware's part for a kernel that is booted directly: BAR addresses, interrupt lines, decoding on. Before
+    /// Does firmware's part for a kernel that is booted directly: BAR addresses, interrupt routes and lines, decoding on. Before
     /// the guest runs, and again after each [`Machine::reset`].
     ///
     /// # Errors
     /// No room for a BAR: names device and BAR.
     pub fn assign_resources(&self) -> Result<()> {
+        i440fx::route_links(&self.root);
+        self.vm
+            .set_level_triggered(LEVEL_IRQS)
+            .context("interrupt lines can't be made level-triggered")?;
         self.root.assign_resources(&self.apertures, &self.buses)
     }
 
@@ -269,6 +347,7 @@ impl<V: Vm> Machine<V> {
             cpus: self.cpus,
             apertures: &self.apertures,
             isa: &isa,
+            ps2: self.ps2.is_some(),
         };
         let tables = acpi::build(&contents)?;
         memory
@@ -283,6 +362,11 @@ impl<V: Vm> Machine<V> {
         self.config_ports.reset();
         self.pm.reset();
         self.rtc.reset();
+        self.reset_control.reset();
+        self.latches.reset();
+        if let Some(ps2) = &self.ps2 {
+            ps2.reset();
+        }
     }
 
     /// Presses the power button. Returns whether the guest listens to it.

@@ -14,7 +14,7 @@ use crate::bus::BusAccess;
 use crate::config::{BackendConfig, BootKernel, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, ExitHandler, Vm as _};
-use crate::machine::Machine;
+use crate::machine::{Board, Machine};
 use crate::plugins::device::{Description, Device};
 use crate::plugins::instance::{Instance, Shared, Startup};
 use crate::plugins::iothread::IoThread;
@@ -60,6 +60,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         hypervisor.clone(),
         hypervisor.memory(),
         cpus,
+        Board::default(),
         mailbox.events(),
     )?);
     let mut objects = Objects::default();

@@ -40,6 +40,8 @@ pub(super) struct Contents<'a> {
     pub cpus: u32,
     pub apertures: &'a Apertures,
     pub isa: &'a [IsaDevice],
+    /// Whether there is a PS/2 controller.
+    pub ps2: bool,
 }
 
 /// All tables as one block of guest memory.
@@ -92,7 +94,7 @@ pub(super) fn build(contents: &Contents<'_>) -> Result<Tables> {
     // The FACS is shared with the guest and aligned for that (ACPI 6.4 section 5.2.10).
     let facs = place(&bytes(&FACS::new()), 64);
     let dsdt = place(&dsdt::dsdt(contents), 16);
-    let fadt = place(&tables::fadt(facs, dsdt), 16);
+    let fadt = place(&tables::fadt(facs, dsdt, contents.ps2), 16);
     let madt = place(&tables::madt(contents.cpus), 16);
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(ECAM_BASE, 0, 0, ((ECAM_LEN >> 20) - 1) as u8);

@@ -12,8 +12,10 @@ use crate::pci::LINK_GSI;
 /// FADT flags (ACPI 6.4 table 5.10): WBINVD, C1 works, no sleep button, RTC can't wake, 32-bit timer, reset register.
 /// The power button flag stays 0: there is one, in the fixed registers.
 const FADT_FLAGS: u32 = 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
-/// IA-PC boot flags (ACPI 6.4 table 5.11): devices on the ISA bus; no VGA. No keyboard controller: its flag stays 0.
+/// IA-PC boot flags (ACPI 6.4 table 5.11): devices on the ISA bus; no VGA.
 const BOOT_FLAGS: u16 = 1 | 1 << 2;
+/// And a keyboard controller.
+const BOOT_FLAG_8042: u16 = 1 << 1;
 /// A latency that says there is no such C state.
 const NO_C2: u16 = 0xfff;
 const NO_C3: u16 = 0xfff;
@@ -35,7 +37,7 @@ fn port(address: u16, bits: u8, access: u8) -> [u8; 12] {
 }
 
 /// Fixed ACPI Description Table, revision 6.
-pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+pub(super) fn fadt(facs: u64, dsdt: u64, ps2: bool) -> Vec<u8> {
     let mut table = Sdt::new(*b"FACP", 276, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let (event, control) = (PM_BASE + PM1_EVENT, PM_BASE + PM1_CONTROL);
     let timer = PM_BASE + PM_TIMER;
@@ -51,7 +53,7 @@ pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     table.write_u16(96, NO_C2);
     table.write_u16(98, NO_C3);
     table.write_u8(108, CENTURY);
-    table.write_u16(109, BOOT_FLAGS);
+    table.write_u16(109, BOOT_FLAGS | if ps2 { BOOT_FLAG_8042 } else { 0 });
     table.write_u32(112, FADT_FLAGS);
     table.write_bytes(116, &port(RESET_PORT, 8, 1));
     table.write_u8(128, RESET_VALUE);

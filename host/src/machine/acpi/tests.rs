@@ -42,6 +42,7 @@ fn devices() -> Vec<IsaDevice> {
 
 fn build_for(cpus: u32) -> Tables {
     build(&Contents {
+        ps2: true,
         cpus,
         apertures: &APERTURES,
         isa: &devices(),
@@ -129,8 +130,8 @@ fn the_fadt_points_at_the_registers_there_are() {
         (&[1_u8, 8, 0, 1][..], 0xcf9, 6)
     );
     assert_eq!(number(fadt, 112, 4) & 0x410, 0x400);
-    // No keyboard controller, no VGA.
-    assert_eq!(number(fadt, 109, 2) & 0b110, 0b100);
+    // A keyboard controller, no VGA.
+    assert_eq!(number(fadt, 109, 2) & 0b110, 0b110);
 }
 
 #[test]
@@ -170,6 +171,7 @@ fn the_madt_lists_every_cpu_once() {
 #[test]
 fn tables_that_do_not_fit_are_refused() {
     let error = build(&Contents {
+        ps2: true,
         cpus: 100_000,
         apertures: &APERTURES,
         isa: &[],
