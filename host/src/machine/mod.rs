@@ -91,7 +91,7 @@ pub struct Machine<V: Vm> {
     root: Arc<Root<V>>,
     config_ports: Arc<ConfigPorts<V>>,
     pm: Arc<Pm<V>>,
-    rtc: Arc<Rtc>,
+    rtc: Arc<Rtc<V>>,
     reset_control: Arc<ResetControl>,
     latches: Arc<Latches>,
     ps2: Option<Arc<Ps2<V>>>,
@@ -121,7 +121,10 @@ impl<V: Vm> Machine<V> {
         let reset_control = Arc::new(ResetControl::new(Arc::clone(&events)));
         let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset_control.clone()));
         let pm = Arc::new(Pm::new(sci, Arc::clone(&events)));
-        let rtc = Arc::new(Rtc::default());
+        let rtc_pin = lines
+            .pin(u32::from(rtc::RTC_IRQ))
+            .context("the CMOS clock has no interrupt line")?;
+        let rtc = Arc::new(Rtc::new(rtc_pin, memory));
         reserve(&buses, memory)?;
         let claim = |owner: &str, regions: &[IsaRegion], target: Arc<dyn Registers>| {
             isa::claim(&buses, owner, regions, &target)
