@@ -7,10 +7,10 @@ use super::profile::PROFILES;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
-use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, OnFault};
+use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, DebugConfig, OnFault};
 
 /// Keys of `[main]`, the last seven of which exist for propolis files.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "name",
     "cpus",
     "memory",
@@ -21,6 +21,7 @@ pub const KEYS: [&str; 17] = [
     "exit_on_reboot",
     "profile",
     "on_fault",
+    "debug_port",
     "bootrom",
     "bootrom_version",
     "use_reservoir",
@@ -42,6 +43,7 @@ pub struct Main {
     pub cpus: u8,
     pub memory_bytes: u64,
     pub boot: Boot,
+    pub debug_port: DebugConfig,
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
     pub on_fault: OnFault,
@@ -97,6 +99,9 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         memory_bytes: field("memory")
             .and_then(|field| memory(&field, memory_max, problems))
             .unwrap_or(MIB),
+        debug_port: field("debug_port")
+            .and_then(|field| debug_port(&field, problems))
+            .unwrap_or_default(),
         exit_on_halt: byte("exit_on_halt", problems).unwrap_or(0),
         exit_on_reboot: byte("exit_on_reboot", problems),
         on_fault: field("on_fault")
@@ -148,6 +153,31 @@ pub fn on_fault(field: &Field<'_>, problems: &mut Problems) -> Option<OnFault> {
         "fail" => Some(OnFault::Fail),
         _ => Some(OnFault::Stop),
     }
+}
+
+/// "off", "log" or a file to be made. Whether it can be is known when it is; that its directory is there can be said before.
+fn debug_port(field: &Field<'_>, problems: &mut Problems) -> Option<DebugConfig> {
+    let text = field.name(problems)?;
+    let path = match text {
+        "off" => return Some(DebugConfig::Off),
+        "log" => return Some(DebugConfig::Log),
+        path => Path::new(path),
+    };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if path.is_dir() || !directory.is_dir() {
+        field
+            .expected("\"off\", \"log\" or the name of a file", problems)
+            .help(if path.is_dir() {
+                format!("{} is a directory", path.display())
+            } else {
+                format!("there is no directory {}", directory.display())
+            });
+        return None;
+    }
+    Some(DebugConfig::File(path.to_path_buf()))
 }
 
 fn boot<'a>(

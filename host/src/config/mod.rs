@@ -20,7 +20,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use vm_config::{
-    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, DeviceConfig, OnFault, Place, VmConfig,
+    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, DebugConfig, DeviceConfig, OnFault, Place,
+    VmConfig,
 };
 
 use document::{Table, Value};
@@ -237,6 +238,7 @@ fn check(
         cpus: main.cpus,
         memory_bytes: main.memory_bytes,
         boot: main.boot,
+        debug_port: main.debug_port,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,
         devices: devices.into_iter().map(|device| device.config).collect(),

@@ -4,6 +4,7 @@
 //! them. Devices are added to it; it decides where they are and carries their interrupts.
 
 pub mod acpi;
+mod debug_port;
 pub mod e820;
 mod i440fx;
 mod isa;
@@ -33,6 +34,7 @@ use crate::pci::{
     Function, IrqLines, IrqPin, LINK_GSI, LiveCapability, PciFunctionDesc, Root, Target,
 };
 
+pub use debug_port::{DebugOutput, DebugPort};
 pub use isa::{IsaDesc, IsaHandle, IsaPin, IsaRegion};
 
 /// Memory mapped configuration space, one MiB for each of 256 buses.
@@ -70,15 +72,20 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
 ];
 
 /// What a board has beyond what every guest needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Board {
     /// A PS/2 controller with keyboard and mouse; without, ports 0x60 and 0x64 know the reset pulse only.
     pub ps2: bool,
+    /// Takes what firmware writes to port 0x402.
+    pub debug_port: Arc<DebugPort>,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Self { ps2: true }
+        Self {
+            ps2: true,
+            debug_port: Arc::default(),
+        }
     }
 }
 
@@ -171,6 +178,11 @@ impl<V: Vm> Machine<V> {
             ),
         ];
         claim("POST code and APM ports", &ports, latches.clone())?;
+        claim(
+            "the debug port",
+            &[IsaRegion::ports_at(0, debug_port::DEBUG_PORT, 1)],
+            board.debug_port,
+        )?;
         let mut isa = Vec::new();
         let keyboard = [
             IsaRegion::ports_at(ps2::REGION_DATA, ps2::DATA_PORT, 1),

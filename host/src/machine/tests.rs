@@ -244,8 +244,24 @@ fn latches_hold_until_a_reset() {
 }
 
 #[test]
+fn the_debug_port_takes_each_byte_of_an_access() {
+    let board = Board::default();
+    let mut fixture = Fixture::with(board.clone());
+    assert_eq!(fixture.io.pio_read(0x402, 1), 0xe9);
+    for byte in b"Sec" {
+        fixture.io.pio_write(0x402, 1, u32::from(*byte));
+    }
+    // A reset is no reason to forget.
+    fixture.machine.reset();
+    assert_eq!(board.debug_port.tail().as_deref(), Some("Sec"));
+}
+
+#[test]
 fn a_board_without_ps2_knows_its_reset_pulse_only() {
-    let mut fixture = Fixture::with(Board { ps2: false });
+    let mut fixture = Fixture::with(Board {
+        ps2: false,
+        ..Board::default()
+    });
     fixture.io.pio_write(0x64, 1, 0xaa);
     assert_eq!(fixture.io.pio_read(0x64, 1), 0);
     fixture.io.pio_write(0x64, 1, 0xfe);
