@@ -220,6 +220,7 @@ impl Vm {
             VmEvent::Fault { text } => Err(anyhow!(
                 "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"
             )),
+            VmEvent::Failure { text } => Err(anyhow!("{text}: the VM stops")),
             VmEvent::Stop => Ok(Next::Exit(self.config.exit_on_halt)),
         }
     }

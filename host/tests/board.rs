@@ -24,6 +24,39 @@ fn sigusr2_is_a_non_maskable_interrupt() {
 }
 
 #[test]
+fn a_guest_that_says_it_has_panicked_ends_by_policy() {
+    if !kvm("a_guest_that_says_it_has_panicked_ends_by_policy") {
+        return;
+    }
+    let scene = Scene::new();
+    let run = |options: &str| {
+        let rest = format!("{STDIO}[dev.panic]\ndriver = \"qemu-pvpanic\"\n{options}\n");
+        scene.run(&vm("mode=pvpanic", "exit_on_reboot = 5", &rest))
+    };
+    let warning = "warn: dev.panic: the guest has panicked\n";
+    run("enable_isa = true")
+        .exited(0)
+        .said("the port reads 0x3")
+        .said("still here")
+        .logged(warning);
+    let stopped = run("enable_isa = true\non_panic = \"stop\"")
+        .exited(1)
+        .logged(warning)
+        .logged("error: dev.panic: the guest has panicked: the VM stops");
+    assert!(!stopped.out.contains("still here"), "{stopped}");
+    let reset = run("enable_isa = true\non_panic = \"reset\"")
+        .exited(5)
+        .logged(warning);
+    assert!(!reset.out.contains("still here"), "{reset}");
+    // As in propolis: without the key there is no device.
+    let none = run("on_panic = \"stop\"")
+        .exited(0)
+        .said("the port reads 0xff")
+        .said("still here");
+    assert!(!none.err.contains("has panicked"), "{none}");
+}
+
+#[test]
 fn the_chipset_passes_the_guests_checks() {
     if !kvm("the_chipset_passes_the_guests_checks") {
         return;

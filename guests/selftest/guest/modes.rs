@@ -47,6 +47,7 @@ pub fn run(line: &CommandLine) -> ! {
         "flood" => flood(line.number("bytes", 1 << 20)),
         "wait-power-button" => wait_power_button(),
         "wait-nmi" => wait_nmi(),
+        "pvpanic" => pvpanic(),
         "bench-exits" => bench_exits(line.number("count", 10_000)),
         "journal" => block::journal(),
         "fill" => block::fill(),
@@ -309,6 +310,17 @@ fn wait_nmi() -> ! {
     loop {
         core::hint::spin_loop();
     }
+}
+
+/// Says by the pvpanic port that it has panicked, and goes on as long as it may.
+fn pvpanic() -> ! {
+    const PORT: u16 = 0x505;
+    println!("the port reads {:#x}", inb(PORT));
+    serial::drain();
+    io::outb(PORT, 1);
+    clock::sleep(100);
+    println!("still here");
+    power::off()
 }
 
 /// Port accesses that the host has to answer, timed by the time stamp counter.
