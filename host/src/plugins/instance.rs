@@ -405,10 +405,13 @@ unsafe extern "C" fn request(ctx: *mut c_void, what: u32, why: Str) -> i32 {
     let event = match what {
         REQUEST_RESET => VmEvent::Reset,
         REQUEST_POWER_OFF => VmEvent::PowerOff,
+        // Whoever ends the VM says why.
         REQUEST_FAILURE => VmEvent::Failure { text: why.clone() },
         _ => return -libc::ENOTSUP,
     };
-    log::info!("{why}");
+    if what != REQUEST_FAILURE {
+        log::info!("{why}");
+    }
     (instance.shared.events)(event);
     0
 }
