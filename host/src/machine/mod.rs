@@ -9,6 +9,7 @@ pub mod e820;
 mod i440fx;
 mod isa;
 mod latches;
+mod legacy;
 pub mod pm;
 pub mod power;
 mod ps2;
@@ -17,15 +18,12 @@ pub mod rtc;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::acpi::IsaDevice;
-use self::latches::Latches;
-use self::pm::Pm;
+use self::legacy::Legacy;
 use self::power::EventSender;
-use self::ps2::Ps2;
-use self::reset::{ControlPortA, ResetControl, ResetPulse};
-use self::rtc::Rtc;
+use self::reset::ResetControl;
 use crate::bus::{BusAccess, Buses, Registers};
 use crate::hypervisor::{Space, Vm};
 use crate::memory::{GuestMemory, HIGH_START};
@@ -97,18 +95,16 @@ pub struct Machine<V: Vm> {
     lines: Arc<IrqLines<V>>,
     root: Arc<Root<V>>,
     config_ports: Arc<ConfigPorts<V>>,
-    pm: Arc<Pm<V>>,
-    rtc: Arc<Rtc<V>>,
     reset_control: Arc<ResetControl>,
-    latches: Arc<Latches>,
-    ps2: Option<Arc<Ps2<V>>>,
+    legacy: Legacy<V>,
     apertures: Apertures,
     cpus: u32,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for `cpus` CPUs and this memory, with what `board` says. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for `cpus` CPUs and this memory, with what `board` says. `events` hears of power off and reset; it is
+    /// called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
@@ -122,16 +118,8 @@ impl<V: Vm> Machine<V> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
         let root = Root::new(Arc::clone(&vm), Arc::clone(&buses), Arc::clone(&lines));
-        let sci = lines
-            .pin(u32::from(pm::SCI))
-            .context("the system control interrupt has no line")?;
         let reset_control = Arc::new(ResetControl::new(Arc::clone(&events)));
         let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset_control.clone()));
-        let pm = Arc::new(Pm::new(sci, Arc::clone(&events)));
-        let rtc_pin = lines
-            .pin(u32::from(rtc::RTC_IRQ))
-            .context("the CMOS clock has no interrupt line")?;
-        let rtc = Arc::new(Rtc::new(rtc_pin, memory));
         reserve(&buses, memory)?;
         let claim = |owner: &str, regions: &[IsaRegion], target: Arc<dyn Registers>| {
             isa::claim(&buses, owner, regions, &target)
@@ -149,61 +137,8 @@ impl<V: Vm> Machine<V> {
         )?;
         let ports = [IsaRegion::ports_at(0, CONFIG_PORTS, CONFIG_PORTS_LEN)];
         claim("PCI configuration ports", &ports, config_ports.clone())?;
-        let blocks = [
-            IsaRegion::ports_at(pm::REGION_PM, pm::PM_BASE, pm::PM_LEN),
-            IsaRegion::ports_at(pm::REGION_GPE0, pm::GPE0_BASE, u16::from(pm::GPE0_LEN)),
-        ];
-        claim("power management", &blocks, pm.clone())?;
-        claim(
-            "the CMOS clock",
-            &[IsaRegion::ports_at(0, rtc::RTC_PORT, 2)],
-            rtc.clone(),
-        )?;
-        claim(
-            "system control port A",
-            &[IsaRegion::ports_at(0, reset::CONTROL_PORT_A, 1)],
-            Arc::new(ControlPortA::new(Arc::clone(&events))),
-        )?;
-        let latches = Arc::new(Latches::default());
-        let ports = [
-            IsaRegion::ports_at(
-                latches::REGION_PAGE,
-                latches::PAGE_PORTS,
-                latches::PAGE_PORTS_LEN,
-            ),
-            IsaRegion::ports_at(
-                latches::REGION_APM,
-                latches::APM_PORTS,
-                latches::APM_PORTS_LEN,
-            ),
-        ];
-        claim("POST code and APM ports", &ports, latches.clone())?;
-        claim(
-            "the debug port",
-            &[IsaRegion::ports_at(0, debug_port::DEBUG_PORT, 1)],
-            board.debug_port,
-        )?;
-        let mut isa = Vec::new();
-        let keyboard = [
-            IsaRegion::ports_at(ps2::REGION_DATA, ps2::DATA_PORT, 1),
-            IsaRegion::ports_at(ps2::REGION_COMMAND, ps2::COMMAND_PORT, 1),
-        ];
-        let ps2 = if board.ps2 {
-            let pin = |irq: u8| {
-                lines
-                    .pin(u32::from(irq))
-                    .context("the PS/2 controller has no interrupt line")
-            };
-            let (keyboard_pin, mouse_pin) = (pin(ps2::KEYBOARD_IRQ)?, pin(ps2::MOUSE_IRQ)?);
-            let ps2 = Arc::new(Ps2::new(keyboard_pin, mouse_pin, events));
-            claim("the PS/2 controller", &keyboard, ps2.clone())?;
-            isa.extend(ps2::acpi_devices());
-            Some(ps2)
-        } else {
-            let pulse = Arc::new(ResetPulse::new(events));
-            claim("the reset pulse", &keyboard, pulse)?;
-            None
-        };
+        let legacy = Legacy::new(&buses, &lines, memory, board, &events)?;
+        let isa = Mutex::new(legacy.acpi_devices());
         for function in i440fx::functions() {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
@@ -231,14 +166,11 @@ impl<V: Vm> Machine<V> {
             lines,
             root,
             config_ports,
-            pm,
-            rtc,
             reset_control,
-            latches,
-            ps2,
+            legacy,
             apertures,
             cpus,
-            isa: Mutex::new(isa),
+            isa,
         })
     }
 
@@ -302,12 +234,12 @@ impl<V: Vm> Machine<V> {
             "{owner}: ISA interrupt {} is out of range: 0 to 15",
             pin.irq
         );
-        let ps2 = self.ps2.is_some() && matches!(pin.irq, ps2::KEYBOARD_IRQ | ps2::MOUSE_IRQ);
-        ensure!(
-            !matches!(pin.irq, 0 | 2 | 8 | 13) && !ps2,
-            "{owner}: ISA interrupt {} belongs to the board (timer, keyboard, cascade, clock, mouse or coprocessor)",
-            pin.irq
-        );
+        if let Some(holder) = self.legacy.irq_holder(pin.irq) {
+            bail!(
+                "{owner}: ISA interrupt {} belongs to the board's {holder}",
+                pin.irq
+            );
+        }
         self.lines
             .pin(u32::from(pin.irq))
             .with_context(|| format!("{owner}: no interrupt line {}", pin.irq))
@@ -362,7 +294,7 @@ impl<V: Vm> Machine<V> {
             cpus: self.cpus,
             apertures: &self.apertures,
             isa: &isa,
-            ps2: self.ps2.is_some(),
+            ps2: self.legacy.has_ps2(),
         };
         let tables = acpi::build(&contents)?;
         memory
@@ -375,18 +307,13 @@ impl<V: Vm> Machine<V> {
     pub fn reset(&self) {
         self.root.reset();
         self.config_ports.reset();
-        self.pm.reset();
-        self.rtc.reset();
         self.reset_control.reset();
-        self.latches.reset();
-        if let Some(ps2) = &self.ps2 {
-            ps2.reset();
-        }
+        self.legacy.reset();
     }
 
     /// Presses the power button. Returns whether the guest listens to it.
     pub fn press_power_button(&self) -> bool {
-        self.pm.press_power_button()
+        self.legacy.pm.press_power_button()
     }
 }
 
