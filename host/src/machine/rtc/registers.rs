@@ -125,7 +125,9 @@ impl Registers {
         self.settle();
     }
 
+    /// A source that is pending and enabled holds the line, until it is acknowledged or disabled (MC146818 datasheet, IRQF).
     fn settle(&mut self) {
+        self.memory[REGISTER_C] &= !PENDING;
         if self.memory[REGISTER_C] & self.memory[REGISTER_B] & SOURCES != 0 {
             self.memory[REGISTER_C] |= PENDING;
         }

@@ -149,6 +149,10 @@ fn flags_tell_what_happened_without_any_interrupt() {
     it.advance(START + 2 * SECOND);
     it.set(START + 2 * SECOND, 0xb, 0x12);
     assert!(it.interrupting());
+    it.set(START + 2 * SECOND, 0xb, 0x02);
+    assert!(!it.interrupting());
+    it.set(START + 2 * SECOND, 0xb, 0x12);
+    assert!(it.interrupting());
     it.reset();
     assert!(!it.interrupting() && !it.enabled());
 }
