@@ -25,8 +25,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use vm_config::{
-    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, Bootrom, DeviceConfig, DirectKernel,
-    FwCfgContents, FwCfgFile, OnFault, Place, VmConfig,
+    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, Bootrom, DebugConfig, DeviceConfig,
+    DirectKernel, FwCfgContents, FwCfgFile, OnFault, Place, VmConfig,
 };
 
 use document::{Table, Value};
@@ -276,6 +276,7 @@ fn check(
         memory_bytes: main.memory_bytes,
         boot: main.boot,
         fw_cfg,
+        debug_port: main.debug_port,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,
         devices: devices.into_iter().map(|device| device.config).collect(),

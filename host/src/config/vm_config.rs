@@ -31,6 +31,8 @@ pub struct VmConfig {
     pub boot: Boot,
     /// `[fw_cfg]`.
     pub fw_cfg: Vec<FwCfgFile>,
+    /// Where the debug port's text goes.
+    pub debug_port: DebugConfig,
     /// The host's exit code when the guest halts or powers off.
     pub exit_on_halt: u8,
     /// If given, a guest's reset ends the host with this code.
@@ -103,6 +105,18 @@ pub enum BootKernel {
     File(PathBuf),
     /// In the host's binary: one of [`BUILTIN_KERNELS`].
     Builtin(String),
+}
+
+/// Where the text that firmware writes to the debug port goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DebugConfig {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Into the log.
+    Log,
+    /// Into this file.
+    File(PathBuf),
 }
 
 /// What happens to the VM when a device's plugin fails.

@@ -88,6 +88,14 @@ impl Vm for UnsupportedVm {
         match self.0 {}
     }
 
+    fn set_level_triggered(&self, _: u16) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn inject_nmi(&self, _: u32) -> Result<()> {
+        match self.0 {}
+    }
+
     fn reset(&self) -> Result<()> {
         match self.0 {}
     }

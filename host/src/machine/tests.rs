@@ -16,11 +16,16 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(Board::default())
+    }
+
+    fn with(board: Board) -> Self {
         let vm = Arc::new(FakeVm::default());
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let machine = Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], sender).unwrap();
+        let machine =
+            Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], board, sender).unwrap();
         let io = machine.exit_handler();
         Self {
             vm,
@@ -78,7 +83,7 @@ fn the_chipset_is_where_guests_expect_it() {
     fixture.io.pio_write(0xcf8, 4, 0x8000_0b40);
     assert_eq!(fixture.io.pio_read(0xcfc, 4), 0xb001);
     fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
-    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x0b0b_0a0a);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x8080_8080);
     fixture.io.pio_write(0xcf8, 4, 0x8000_080c);
     assert_eq!(fixture.io.pio_read(0xcfe, 1), 0x80);
 }
@@ -179,6 +184,102 @@ fn unsound_isa_devices_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn the_guest_routes_interrupt_pins() {
+    let mut fixture = Fixture::new();
+    let desc = PciFunctionDesc {
+        vendor: 1,
+        intx: true,
+        ..PciFunctionDesc::default()
+    };
+    // INTA of device 4 is on link D.
+    let function = fixture
+        .machine
+        .add_pci("dev.a", "0.4.0".parse().unwrap(), &desc, still(), None)
+        .unwrap();
+    let mut route = |value| {
+        fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+        fixture.io.pio_write(0xcff, 1, value);
+        fixture.io.pio_read(0xcff, 1)
+    };
+    function.level(true).unwrap();
+    assert!(fixture.vm.seen.lock().unwrap().lines.is_empty());
+    for line in 0..16 {
+        // Bits 6 to 4 are reserved.
+        assert_eq!(route(0x70 | line), line);
+        let high: Vec<u32> = (0..24).filter(|&gsi| fixture.vm.line(gsi)).collect();
+        let good = matches!(line, 3..=7 | 9..=12 | 14 | 15);
+        assert_eq!(high, if good { vec![line] } else { vec![] }, "{line}");
+    }
+    assert_eq!(route(0x8f), 0x8f);
+    assert!(!fixture.vm.line(15));
+    fixture.machine.assign_resources().unwrap();
+    fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x0b0b_0a0a);
+    assert_eq!(
+        fixture.vm.seen.lock().unwrap().level_triggered,
+        1 << 9 | 1 << 10 | 1 << 11
+    );
+    assert!(fixture.vm.line(11));
+    fixture.machine.reset();
+    assert!(!fixture.vm.line(11));
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0xffff_ffff);
+    fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x8080_8080);
+}
+
+#[test]
+fn latches_hold_until_a_reset() {
+    let mut fixture = Fixture::new();
+    fixture.io.pio_write(0x80, 1, 0xa5);
+    fixture.io.pio_write(0x84, 4, 0x4433_2211);
+    fixture.io.pio_write(0xb2, 2, 0x02f1);
+    assert_eq!(fixture.io.pio_read(0x80, 1), 0xa5);
+    assert_eq!(fixture.io.pio_read(0x85, 2), 0x3322);
+    assert_eq!(fixture.io.pio_read(0xb3, 1), 2);
+    fixture.machine.reset();
+    assert_eq!(
+        (fixture.io.pio_read(0x80, 1), fixture.io.pio_read(0xb2, 2)),
+        (0, 0)
+    );
+    assert_eq!(fixture.events(), []);
+}
+
+#[test]
+fn the_debug_port_takes_each_byte_of_an_access() {
+    let board = Board::default();
+    let mut fixture = Fixture::with(board.clone());
+    assert_eq!(fixture.io.pio_read(0x402, 1), 0xe9);
+    for byte in b"Sec" {
+        fixture.io.pio_write(0x402, 1, u32::from(*byte));
+    }
+    // A reset is no reason to forget.
+    fixture.machine.reset();
+    assert_eq!(board.debug_port.tail().as_deref(), Some("Sec"));
+}
+
+#[test]
+fn a_board_without_ps2_knows_its_reset_pulse_only() {
+    let mut fixture = Fixture::with(Board {
+        ps2: false,
+        ..Board::default()
+    });
+    fixture.io.pio_write(0x64, 1, 0xaa);
+    assert_eq!(fixture.io.pio_read(0x64, 1), 0);
+    fixture.io.pio_write(0x64, 1, 0xfe);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture
+        .machine
+        .add_isa("dev.x", &com(0x3f8, 12), &still())
+        .unwrap();
+    let error = Fixture::new()
+        .machine
+        .add_isa("dev.x", &com(0x3f8, 12), &still())
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("belongs to the board"));
+}
+
+#[test]
 fn power_off_and_reset_are_reported() {
     let mut fixture = Fixture::new();
     fixture.io.pio_write(0xb004, 2, 1 << 13);
@@ -197,6 +298,15 @@ fn power_off_and_reset_are_reported() {
     fixture.io.pio_write(0xcf9, 1, 6);
     fixture.io.pio_write(0x64, 1, 0xfe);
     assert_eq!(fixture.events(), [VmEvent::Reset, VmEvent::Reset]);
+    // A full reset, and the fast one; without its bit, port 0x92 does nothing.
+    fixture.io.pio_write(0xcf9, 1, 0xe);
+    assert_eq!(fixture.io.pio_read(0x92, 1), 2);
+    fixture.io.pio_write(0x92, 1, 2);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture.io.pio_write(0x92, 1, 1);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture.machine.reset();
+    assert_eq!(fixture.io.pio_read(0xcf9, 1), 0);
     // A configuration address whose second byte is 6 is no reset.
     fixture.io.pio_write(0xcf8, 4, 0x8000_0600);
     fixture.io.pio_write(0x64, 1, 0xd1);

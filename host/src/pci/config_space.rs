@@ -248,6 +248,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it, as it is held.
+    pub fn bytes(&self) -> &[u8; CONFIG_SIZE] {
+        &self.bytes
+    }
+
     /// Back to power-on values.
     pub fn reset(&mut self) {
         self.bytes = self.power_on;

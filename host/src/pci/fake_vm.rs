@@ -17,6 +17,7 @@ use crate::memory::GuestMemory;
 pub struct Seen {
     pub lines: BTreeMap<u32, bool>,
     pub line_changes: usize,
+    pub level_triggered: u16,
     pub sent: Vec<Msi>,
     /// Route number to descriptor and message.
     pub routes: BTreeMap<u32, (i32, Msi)>,
@@ -176,6 +177,15 @@ impl Vm for FakeVm {
             .retain(|other| *other != (bell.space, bell.address, bell.width, bell.value));
         ensure!(seen.doorbells.len() + 1 == before, "not bound");
         Ok(())
+    }
+
+    fn set_level_triggered(&self, irqs: u16) -> Result<()> {
+        self.seen.lock().unwrap().level_triggered = irqs;
+        Ok(())
+    }
+
+    fn inject_nmi(&self, cpu: u32) -> Result<()> {
+        anyhow::bail!("there is no CPU {cpu}")
     }
 
     fn reset(&self) -> Result<()> {

@@ -60,6 +60,8 @@ const GUEST_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
 ];
+/// Modules of the guest's root disk.
+const GUEST_ROOT_MODULES: &[&str] = &["button", "evdev", "msr", "pvpanic", "pvpanic-mmio"];
 /// Modules of level 1, in the order of loading.
 const LEVEL1_MODULES: &[&str] = &["irqbypass", "kvm", "kvm-amd"];
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -237,7 +239,7 @@ impl Lab {
             &tree.join("usr/share/misc/pci.ids"),
         )?;
         self.libraries(&tree.join("lib"))?;
-        for name in ["button", "evdev", "msr"] {
+        for name in GUEST_ROOT_MODULES {
             copy(
                 &self.module(name)?,
                 &tree.join(format!("lib/modules/{name}.ko")),
