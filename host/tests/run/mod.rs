@@ -192,9 +192,16 @@ impl Scene {
         self.start(vm).wait()
     }
 
-    /// A client of the socket `name`, which has to be there already.
+    /// A client of the socket `name`, which has to be there already: a moment later it listens.
     pub fn connect(&self, name: &str) -> UnixStream {
-        let stream = UnixStream::connect(self.path(name)).unwrap();
+        let start = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(self.path(name)) {
+                Ok(stream) => break stream,
+                Err(error) if start.elapsed() > PATIENCE => panic!("{name}: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream
