@@ -3,8 +3,10 @@
 mod build;
 mod guest;
 mod signals;
+mod watched;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,8 +16,8 @@ use anyhow::{Result, anyhow};
 use crate::config::{Loaded, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, Vcpu, Vm as _};
-use crate::machine::Machine;
 use crate::machine::power::{EventSender, VmEvent};
+use crate::machine::{DebugPort, Machine};
 use crate::plugins::device::Device;
 use crate::plugins::instance::Shared;
 use crate::plugins::iothread::IoThread;
@@ -35,7 +37,7 @@ enum Message {
     Event(VmEvent),
     /// The last hold on the guest's start has ended.
     Released,
-    /// SIGINT or SIGTERM.
+    /// A signal to the process.
     Signal(i32),
 }
 
@@ -100,6 +102,9 @@ struct Vm {
     /// Messages that came during a restart.
     waiting: VecDeque<Message>,
     timeline: Arc<Timeline>,
+    debug_port: Arc<DebugPort>,
+    /// Whether the guest has printed on a serial port.
+    spoke: Arc<AtomicBool>,
     asked_to_stop: bool,
 }
 
@@ -117,6 +122,7 @@ pub fn run(loaded: Loaded, started: Instant) -> Result<u8> {
     if log::log_enabled!(log::Level::Debug) {
         log::debug!("{}", vm.timeline.report());
     }
+    vm.show_debug_port(result.is_err());
     vm.end();
     result
 }
@@ -139,7 +145,9 @@ impl Vm {
             };
             match message {
                 // There is no guest yet that a reset could restart.
-                Message::Released | Message::Event(VmEvent::Reset) => {}
+                Message::Released
+                | Message::Event(VmEvent::Reset)
+                | Message::Signal(signals::NMI_BUTTON) => {}
                 Message::Signal(signal) => {
                     log::info!(
                         "{}: ends before the guest has started",
@@ -164,6 +172,10 @@ impl Vm {
         loop {
             let next = match self.receive()? {
                 Some(Message::Event(event)) => self.handle(event)?,
+                Some(Message::Signal(signals::NMI_BUTTON)) => {
+                    self.press_nmi_button();
+                    Next::GoOn
+                }
                 Some(Message::Signal(signal)) => self.signalled(signal),
                 Some(Message::Released) => Next::GoOn,
                 None if self.vcpus.find_halt() => self.handle(VmEvent::Halt)?,
@@ -191,6 +203,7 @@ impl Vm {
             VmEvent::Fault { text } => Err(anyhow!(
                 "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"
             )),
+            VmEvent::Failure { text } => Err(anyhow!("{text}: the VM stops")),
             VmEvent::Stop => Ok(Next::Exit(self.config.exit_on_halt)),
         }
     }
@@ -208,6 +221,16 @@ impl Vm {
         self.asked_to_stop = true;
         log::info!("{name}: the guest was asked to power off; once more stops the VM at once");
         Next::GoOn
+    }
+
+    /// Every CPU gets one, as from the button of a server: a guest that hangs then shows where, or dumps itself.
+    fn press_nmi_button(&self) {
+        log::info!("SIGUSR2: each CPU gets a non-maskable interrupt");
+        for cpu in 0..u32::from(self.config.cpus) {
+            if let Err(error) = self.hypervisor.inject_nmi(cpu) {
+                log::error!("{error:#}");
+            }
+        }
     }
 
     /// Resets the machine in place, unless the file wants the process to end on it.
@@ -249,6 +272,18 @@ impl Vm {
             Ok(message) => Ok(Some(message)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody is left to end the VM")),
+        }
+    }
+
+    /// Shows what firmware said last, where nothing else tells how far the guest got.
+    fn show_debug_port(&self, failed: bool) {
+        self.debug_port.flush();
+        if (failed || !self.spoke.load(Ordering::Acquire))
+            && let Some(tail) = self.debug_port.tail()
+        {
+            log::info!(
+                "the guest's last words on its debug port (debug_port in [main] keeps all):\n{tail}"
+            );
         }
     }
 

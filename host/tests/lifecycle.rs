@@ -93,7 +93,7 @@ fn ten_reboots_in_a_row_leak_nothing() {
     if !kvm("ten_reboots_in_a_row_leak_nothing") {
         return;
     }
-    for (mode, cpus) in [("reboot", 1), ("reboot-ps2", 2)] {
+    for (mode, cpus) in [("reboot", 1), ("reboot-ps2", 2), ("reboot-port92", 1)] {
         let scene = Scene::new();
         let rest = disk("type = \"mem-async\"\nsize = \"1M\"");
         let main = format!("cpus = {cpus}");
@@ -135,7 +135,13 @@ fn a_reset_ends_with_exit_on_reboot() {
     if !kvm("a_reset_ends_with_exit_on_reboot") {
         return;
     }
-    for mode in ["reboot", "reboot-ps2", "triple-fault", "panic"] {
+    for mode in [
+        "reboot",
+        "reboot-ps2",
+        "reboot-port92",
+        "triple-fault",
+        "panic",
+    ] {
         let ran = Scene::new()
             .run(&vm(&format!("mode={mode}"), "exit_on_reboot = 5", STDIO))
             .exited(5);

@@ -88,7 +88,7 @@ type = "string"
 shared = true
 [[block.option]]
 name = "user-data-path"
-type = "file"
+type = "readable"
 not_with = "user-data"
 shared = true
 [[char]]

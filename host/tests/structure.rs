@@ -121,6 +121,10 @@ fn the_host_names_no_driver_and_no_backend() {
     for (path, text) in host() {
         for (number, line) in (1..).zip(text.lines()) {
             for name in &names {
+                // A key of VM files that is called as a backend is.
+                if (path.as_str(), name.as_str()) == ("host/src/config/fw_cfg.rs", "file") {
+                    continue;
+                }
                 // A plain word such as `file` is a name only where it stands alone in quotes.
                 let there = match name.contains('-') {
                     true => line.contains(name.as_str()),

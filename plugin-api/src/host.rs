@@ -313,6 +313,11 @@ impl Host {
         self.request(abi::REQUEST_POWER_OFF, why);
     }
 
+    /// Asks the host to end the VM as failed, because the guest is beyond help; returns at once.
+    pub fn request_failure(&self, why: &str) {
+        self.request(abi::REQUEST_FAILURE, why);
+    }
+
     fn request(&self, what: u32, why: &str) {
         if let Some(control) = self.0.control {
             // SAFETY: a call by the table's contract.

@@ -68,7 +68,7 @@ impl<'a> Options<'a> {
             .with_context(|| format!("option `{key}` is {value}, more than {}", u32::MAX))
     }
 
-    /// A `string`, `path` or `enum`, or `None` when absent.
+    /// A `string`, `path`, `readable` or `enum`, or `None` when absent.
     ///
     /// # Errors
     /// The manifest declares another type.
@@ -78,7 +78,7 @@ impl<'a> Options<'a> {
             .map(|o| crate::export::text(&o.text)))
     }
 
-    /// A `string`, `path` or `enum`.
+    /// A `string`, `path`, `readable` or `enum`.
     ///
     /// # Errors
     /// Absent, or the manifest declares another type.

@@ -144,7 +144,12 @@ fn guest_lints(report: &mut Report) {
 }
 
 /// Programs that unit tests use as independent judges, with their packages.
-const JUDGES: &[(&str, &str)] = &[("iasl", "acpica-tools"), ("cpio", "cpio"), ("cc", "gcc")];
+const JUDGES: &[(&str, &str)] = &[
+    ("iasl", "acpica-tools"),
+    ("dmidecode", "dmidecode"),
+    ("cpio", "cpio"),
+    ("cc", "gcc"),
+];
 
 /// What a failed test wrote: cargo's tests print it below a line of its name.
 fn said_by(name: &str, output: &str) -> String {

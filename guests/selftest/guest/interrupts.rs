@@ -14,6 +14,10 @@ pub const CONFIG: u8 = FIRST + 16;
 pub const SERIAL: u8 = FIRST + 17;
 /// PCI interrupt lines through the I/O APIC.
 pub const INTX: u8 = FIRST + 18;
+/// The CMOS clock through the I/O APIC.
+pub const CLOCK: u8 = FIRST + 19;
+/// The vector of a non-maskable interrupt.
+const NMI: u64 = 2;
 const SPURIOUS: u8 = FIRST + 31;
 
 const LAPIC: u64 = 0xfee0_0000;
@@ -124,6 +128,14 @@ pub fn triple_fault() -> ! {
     }
 }
 
+/// From now on a non-maskable interrupt is what this guest waits for.
+static NMI_EXPECTED: AtomicU8 = AtomicU8::new(0);
+
+/// A non-maskable interrupt, which comes to where all exceptions come, ends this guest well from now on.
+pub fn expect_nmi() {
+    NMI_EXPECTED.store(1, Ordering::SeqCst);
+}
+
 /// Where `boot.s` continues after an exception.
 #[unsafe(no_mangle)]
 extern "C" fn ring3_exception() -> ! {
@@ -136,6 +148,10 @@ extern "C" fn ring3_exception() -> ! {
             exception_address.load(Ordering::SeqCst),
         )
     };
+    if vector == NMI && NMI_EXPECTED.load(Ordering::SeqCst) != 0 {
+        println!("a non-maskable interrupt came");
+        power::off()
+    }
     let code = [read8(rip), read8(rip + 1), read8(rip + 2), read8(rip + 3)];
     println!(
         "FAIL exception: vector {vector} error {error:#x} at {rip:#x} ({code:02x?}), cr2 {address:#x}"

@@ -13,6 +13,7 @@ mod block_checks;
 mod block_faults;
 mod block_transport;
 mod block_writes;
+mod board;
 mod clock;
 mod cpuid;
 mod interrupts;

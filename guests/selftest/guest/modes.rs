@@ -4,7 +4,8 @@ use crate::io::{inb, read64, write8, write64};
 use crate::memory::{self, CommandLine};
 use crate::serial::{self, print_line};
 use crate::{
-    acpi, block, block_checks, check, clock, cpuid, interrupts, io, pci, power, println, skip, uart,
+    acpi, block, block_checks, board, check, clock, cpuid, interrupts, io, pci, power, println,
+    skip, uart,
 };
 
 /// Where `reboot-once` leaves its mark: battery-backed memory, for a reset may clear RAM.
@@ -29,6 +30,7 @@ pub fn run(line: &CommandLine) -> ! {
         "poweroff" => power::off(),
         "reboot" => power::reset(),
         "reboot-ps2" => power::reset_by_keyboard_controller(),
+        "reboot-port92" => power::reset_by_control_port(),
         "reboot-once" => reboot_once(),
         "triple-fault" => {
             serial::drain();
@@ -45,6 +47,8 @@ pub fn run(line: &CommandLine) -> ! {
         "sum-input" => sum_input(),
         "flood" => flood(line.number("bytes", 1 << 20)),
         "wait-power-button" => wait_power_button(),
+        "wait-nmi" => wait_nmi(),
+        "pvpanic" => pvpanic(),
         "bench-exits" => bench_exits(line.number("count", 10_000)),
         "journal" => block::journal(),
         "fill" => block::fill(),
@@ -58,11 +62,12 @@ pub fn run(line: &CommandLine) -> ! {
 /// Every check, or those of `checks=a,b`; then power off, or reset if one failed.
 fn hello(line: &CommandLine) -> ! {
     let only = line.value("checks");
-    let areas: [(&str, fn()); 6] = [
+    let areas: [(&str, fn()); 7] = [
         ("machine", machine),
         ("cpuid", cpuid::run),
         ("acpi", acpi::run),
         ("pci", pci::run),
+        ("board", board::run),
         ("uart", uart::run),
         ("block", block_checks::run),
     ];
@@ -137,7 +142,7 @@ fn machine() {
         }
         nobody();
     }
-    board();
+    timers();
     check!(
         io::tsc() < io::tsc(),
         "machine",
@@ -147,7 +152,7 @@ fn machine() {
 }
 
 /// The interval timer and the clock that every PC has.
-fn board() {
+fn timers() {
     // Channel 2, mode 0, 10 ms; its gate and output are bits of port 0x61.
     let gate = inb(0x61) & !3;
     io::outb(0x61, gate | 1);
@@ -298,6 +303,25 @@ fn wait_power_button() -> ! {
         "power",
         "the button was pressed, and acknowledging it clears its status"
     );
+    power::off()
+}
+
+fn wait_nmi() -> ! {
+    interrupts::expect_nmi();
+    println!("waiting");
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Says by the pvpanic port that it has panicked, and goes on as long as it may.
+fn pvpanic() -> ! {
+    const PORT: u16 = 0x505;
+    println!("the port reads {:#x}", inb(PORT));
+    serial::drain();
+    io::outb(PORT, 1);
+    clock::sleep(100);
+    println!("still here");
     power::off()
 }
 

@@ -43,6 +43,16 @@ pub fn reset_by_keyboard_controller() -> ! {
     }
 }
 
+/// Resets by system control port A, if it has the fast reset.
+pub fn reset_by_control_port() -> ! {
+    serial::drain();
+    outb(0x92, 0x02);
+    outb(0x92, 0x03);
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
 /// Tells the board that this guest listens to its power button (PM1_EN). Both PICs and the I/O
 /// APIC's input stay masked: the status is polled.
 pub fn enable_button() {

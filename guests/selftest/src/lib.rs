@@ -7,13 +7,14 @@
 pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/selftest.elf"));
 
 /// The modes that `mode=NAME` on the command line selects. `hello`, the default, runs the checks
-/// (`checks=machine,acpi,pci,uart,block` for some of them), powers off if all passed and resets
+/// (`checks=machine,acpi,pci,board,uart,block` for some of them), powers off if all passed and resets
 /// through port 0xcf9 if one failed.
 pub const MODES: &[&str] = &[
     "hello",
     "poweroff",
     "reboot",
     "reboot-ps2",
+    "reboot-port92",
     "reboot-once",
     "triple-fault",
     "halt",
@@ -24,6 +25,8 @@ pub const MODES: &[&str] = &[
     "sum-input",
     "flood",
     "wait-power-button",
+    "wait-nmi",
+    "pvpanic",
     "bench-exits",
     "journal",
     "fill",

@@ -236,6 +236,7 @@ fn create(path: &Path, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Board;
     use crate::pci::fake_vm::FakeVm;
     use std::fs;
 
@@ -248,7 +249,14 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let vm = Arc::new(FakeVm::default());
-            let machine = Machine::new(vm.clone(), vm.memory(), vec![0], Arc::new(|_| {})).unwrap();
+            let machine = Machine::new(
+                vm.clone(),
+                vm.memory(),
+                vec![0],
+                Board::default(),
+                Arc::new(|_| {}),
+            )
+            .unwrap();
             let folder = tempfile::tempdir().unwrap();
             let mut image = vec![0; 0x2000];
             image[0x1ff0] = 0xea;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::hypervisor::{DescriptorTable, Registers, Segment, Vcpu};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, HIGH_START, LOW_END};
 
 /// Below this lies what direct boot itself puts into memory; a kernel starts here or above.
 pub(super) const RESERVED: u64 = 1 << 20;
@@ -28,18 +28,40 @@ const BOOT_TR: u16 = 0x20;
 const PRESENT_WRITABLE: u64 = 3;
 const LARGE: u64 = 1 << 7;
 
-/// IA32_MTRR_DEF_TYPE: MTRRs on, and all memory write-back where none says otherwise, as firmware leaves it.
-const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+/// IA32_MTRR_DEF_TYPE: MTRRs on, the fixed ones too, and all memory write-back where none says otherwise, as firmware
+/// leaves it.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 1 << 10 | 6);
+/// Fixed ranges (Intel SDM volume 3, table 12-9), all below 1 MiB: write-back but for 0xa0000 to 0xbffff, which the memory
+/// map leaves out.
+const MTRR_FIXED: [(u32, u64); 11] = [
+    (0x250, WRITE_BACK),
+    (0x258, WRITE_BACK),
+    (0x259, 0),
+    (0x268, WRITE_BACK),
+    (0x269, WRITE_BACK),
+    (0x26a, WRITE_BACK),
+    (0x26b, WRITE_BACK),
+    (0x26c, WRITE_BACK),
+    (0x26d, WRITE_BACK),
+    (0x26e, WRITE_BACK),
+    (0x26f, WRITE_BACK),
+];
+const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+/// The first variable range (Intel SDM volume 3, section 12.11.2.3) takes out what is above RAM and below 4 GiB.
+const MTRR_PHYSBASE0: (u32, u64) = (0x200, LOW_END);
+const MTRR_PHYSMASK0: u32 = 0x201;
+const MTRR_VALID: u64 = 1 << 11;
 
 /// How CPU 0 enters a loaded kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     registers: Registers,
+    address_bits: u32,
 }
 
 impl Entry {
     /// Writes the descriptor and page tables that `address` is entered with.
-    pub(super) fn prepare(memory: &GuestMemory, address: u64) -> Result<Self> {
+    pub(super) fn prepare(memory: &GuestMemory, address: u64, address_bits: u32) -> Result<Self> {
         let code = Segment {
             selector: BOOT_CS,
             base: 0,
@@ -97,7 +119,10 @@ impl Entry {
             efer: 0x500,
             ..Registers::default()
         };
-        Ok(Self { registers })
+        Ok(Self {
+            registers,
+            address_bits,
+        })
     }
 
     /// Does firmware's part for CPU `cpu`, which is in power-on state and not running: memory types on every CPU, for a
@@ -106,10 +131,15 @@ impl Entry {
     /// # Errors
     /// The hypervisor refused.
     pub fn apply(&self, cpu: u32, vcpu: &mut impl Vcpu) -> Result<()> {
-        let (index, value) = MTRR_DEF_TYPE;
-        if let Err(error) = vcpu.set_msr(index, value) {
-            // A guest without MTRRs takes all memory for write-back anyway.
-            log::debug!("No MTRRs: {error:#}");
+        let bits = self.address_bits.clamp(36, 52);
+        let mask = ((1 << bits) - (HIGH_START - LOW_END)) | MTRR_VALID;
+        let variable = [MTRR_PHYSBASE0, (MTRR_PHYSMASK0, mask), MTRR_DEF_TYPE];
+        for (index, value) in MTRR_FIXED.into_iter().chain(variable) {
+            if let Err(error) = vcpu.set_msr(index, value) {
+                // A guest without MTRRs takes all memory for write-back anyway.
+                log::debug!("No MTRRs: {error:#}");
+                break;
+            }
         }
         if cpu == 0 {
             vcpu.set_registers(&self.registers)

@@ -7,9 +7,13 @@ use vm_memory::ByteValued;
 use super::entry::{BOOT_PARAMS, CMDLINE, CMDLINE_ROOM, Entry};
 use super::image::Image;
 use super::{bzimage, elf};
-use crate::machine::e820::E820Entry;
+use crate::machine::e820::{E820Entry, EBDA};
 use crate::memory::{GuestMemory, PAGE};
 
+/// BIOS data area: segment of the extended BIOS data area, and KiB of memory below it. Kernels and tools look there for what
+/// to leave alone.
+const BDA_EBDA: u64 = 0x40e;
+const BDA_BASE_KIB: u64 = 0x413;
 /// "Undefined" boot loader (boot.rst, type_of_loader).
 const LOADER_UNDEFINED: u8 = 0xff;
 
@@ -26,6 +30,8 @@ pub struct DirectBoot<'a> {
     pub e820: &'a [E820Entry],
     /// Guest address of ACPI's RSDP, or 0.
     pub rsdp: u64,
+    /// How many bits a physical address has on the guest's CPUs.
+    pub address_bits: u32,
     /// A guest has run in this memory already: what a kernel expects to be 0 isn't. The rest keeps what it holds, as RAM
     /// does over a reset.
     pub used: bool,
@@ -51,6 +57,8 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
         // Interrupt vectors and the BIOS's variables, which firmware would have set up anew.
         memory.zero(0, PAGE)?;
     }
+    memory.write_object(BDA_EBDA, (EBDA >> 4) as u16)?;
+    memory.write_object(BDA_BASE_KIB, (EBDA >> 10) as u16)?;
     let loaded = match bzimage::load(boot.kernel, memory)? {
         Some(loaded) => loaded,
         None => match elf::load(boot.kernel, memory, boot.used)? {
@@ -70,7 +78,8 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
     }
     write_e820(boot.e820, &mut params)?;
     memory.write(BOOT_PARAMS, params.as_slice())?;
-    Entry::prepare(memory, loaded.entry).context("Cannot prepare the guest's first CPU")
+    Entry::prepare(memory, loaded.entry, boot.address_bits)
+        .context("Cannot prepare the guest's first CPU")
 }
 
 fn write_cmdline(memory: &GuestMemory, cmdline: &str, header: &mut setup_header) -> Result<()> {

@@ -26,6 +26,7 @@ fn boot<'a>(kernel: &'a Image, initrd: Option<&'a Image>, cmdline: &'a str) -> D
         cmdline,
         e820: &[],
         rsdp: 0xe_0000,
+        address_bits: 40,
         used: false,
     }
 }
@@ -224,8 +225,11 @@ fn a_restart_zeroes_what_the_kernel_expects_and_keeps_the_rest() {
     assert_eq!(bytes(2 * MIB + 4, 0x300c), vec![0; 0x300c]);
     assert_eq!(bytes(2 * MIB + 0x3010, 4096), [0xa5; 4096]);
     assert_eq!(bytes(7 * MIB, 4096), [0xa5; 4096]);
-    // Interrupt vectors, BIOS variables, and the tables' entries that map nothing.
-    assert_eq!(bytes(0, 0x500), [0; 0x500]);
+    // Interrupt vectors, the BIOS's variables but for those that say where its memory is, and the tables' entries that
+    // map nothing.
+    assert_eq!(bytes(0, 0x40e), [0; 0x40e]);
+    assert_eq!(bytes(0x40e, 7), [0xc0, 0x9f, 0, 0, 0, 0x7f, 2]);
+    assert_eq!(bytes(0x415, 0x500 - 0x415), [0; 0x500 - 0x415]);
     assert_eq!(bytes(0x9008, 4088), [0; 4088]);
     assert_eq!(bytes(0xa020, 4064), [0; 4064]);
 }

@@ -1,16 +1,19 @@
 //! The `[main]` table.
 
+use std::path::Path;
+
 use super::boot;
 use super::cpus::{self, Cpus, Profiles};
 use super::document::{Table, Value};
 use super::profile::PROFILES;
+use super::smbios_table;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
-use super::vm_config::{Boot, OnFault};
+use super::vm_config::{Boot, DebugConfig, OnFault};
 
 /// Keys of `[main]`, the last three of which exist for propolis files.
-pub const KEYS: [&str; 24] = [
+pub const KEYS: [&str; 25] = [
     "name",
     "cpus",
     "sockets",
@@ -27,6 +30,7 @@ pub const KEYS: [&str; 24] = [
     "exit_on_reboot",
     "profile",
     "on_fault",
+    "debug_port",
     "bootrom",
     "bootrom_version",
     "bootrom_vars",
@@ -46,10 +50,12 @@ pub struct Main {
     pub cpus: Cpus,
     pub memory_bytes: u64,
     pub boot: Boot,
-    pub bootrom_version: Option<String>,
+    pub debug_port: DebugConfig,
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
     pub on_fault: OnFault,
+    /// What SMBIOS says of the firmware.
+    pub bootrom_version: Option<String>,
 }
 
 /// Which profile the VM file asks for; a name that does not exist counts as none, and is reported by [`read`].
@@ -105,15 +111,16 @@ pub fn read(
         memory_bytes: field("memory")
             .and_then(|field| memory(&field, memory_max, problems))
             .unwrap_or(MIB),
+        debug_port: field("debug_port")
+            .and_then(|field| debug_port(&field, problems))
+            .unwrap_or_default(),
         exit_on_halt: byte("exit_on_halt", problems).unwrap_or(0),
         exit_on_reboot: byte("exit_on_reboot", problems),
         on_fault: field("on_fault")
             .and_then(|field| on_fault(&field, problems))
             .unwrap_or_default(),
-        // Whether it is text is reported with the other keys of a bootrom.
         bootrom_version: field("bootrom_version")
-            .and_then(|field| field.text(&mut Problems::default()))
-            .map(str::to_owned),
+            .and_then(|field| smbios_table::text(&field, problems)),
         boot: boot::read(&field, at, problems),
     }
 }
@@ -160,6 +167,31 @@ pub fn on_fault(field: &Field<'_>, problems: &mut Problems) -> Option<OnFault> {
         "fail" => Some(OnFault::Fail),
         _ => Some(OnFault::Stop),
     }
+}
+
+/// "off", "log" or a file to be made. Whether it can be is known when it is; that its directory is there can be said before.
+fn debug_port(field: &Field<'_>, problems: &mut Problems) -> Option<DebugConfig> {
+    let text = field.name(problems)?;
+    let path = match text {
+        "off" => return Some(DebugConfig::Off),
+        "log" => return Some(DebugConfig::Log),
+        path => Path::new(path),
+    };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    if path.is_dir() || !directory.is_dir() {
+        field
+            .expected("\"off\", \"log\" or the name of a file", problems)
+            .help(if path.is_dir() {
+                format!("{} is a directory", path.display())
+            } else {
+                format!("there is no directory {}", directory.display())
+            });
+        return None;
+    }
+    Some(DebugConfig::File(path.to_path_buf()))
 }
 
 /// Keys that propolis files carry. What would change the guest is refused, what would not is noted and ignored.

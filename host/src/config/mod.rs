@@ -16,6 +16,7 @@ pub mod options;
 pub mod profile;
 mod references;
 mod shared;
+mod smbios_table;
 pub mod source;
 pub mod spelling;
 pub mod values;
@@ -25,8 +26,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use vm_config::{
-    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, Bootrom, DeviceConfig, DirectKernel,
-    FwCfgContents, FwCfgFile, OnFault, Place, VmConfig,
+    BUILTIN_KERNELS, BackendConfig, Boot, BootKernel, Bootrom, DebugConfig, DeviceConfig,
+    DirectKernel, FwCfgContents, FwCfgFile, OnFault, Place, VmConfig,
 };
 
 use document::{Table, Value};
@@ -41,8 +42,9 @@ use crate::plugins::search::{Origin, SearchOptions, search};
 /// No VM file is longer; what is was given by mistake.
 const FILE_MAX: u64 = 4 << 20;
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "main",
+    "smbios",
     "plugins",
     "dev",
     "block_dev",
@@ -230,6 +232,10 @@ fn check(
             None
         }
     };
+    let mut smbios = smbios_table::read(
+        group(root, "smbios", problems).map(|(table, _)| table),
+        problems,
+    );
     let empty = Table::new();
     let mut tables = |name| group(root, name, problems).map_or(&empty, |(table, _)| table);
     let device_tables = tables("dev");
@@ -257,15 +263,19 @@ fn check(
     }
     let fw_cfg = fw_cfg::read(fw_cfg_tables, sources, problems);
     let main = main?;
+    if let Some(version) = main.bootrom_version {
+        smbios.firmware_version = version;
+    }
     Some(VmConfig {
+        smbios,
         name: main.name,
         cpus: main.cpus.count,
         cpu_model: main.cpus.model,
         cpu_binding: main.cpus.binding,
         memory_bytes: main.memory_bytes,
         boot: main.boot,
-        bootrom_version: main.bootrom_version,
         fw_cfg,
+        debug_port: main.debug_port,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,
         devices: devices.into_iter().map(|device| device.config).collect(),

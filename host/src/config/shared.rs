@@ -6,6 +6,7 @@ use super::backends::{BackendId, BackendTable};
 use super::document::{Table, Value};
 use super::options::{self, OptionTable};
 use super::source::{Problems, Span};
+use super::spelling::misspelt;
 use crate::plugins::manifest::Backend;
 use crate::plugins::registry::BackendEntry;
 use crate::plugins::schema::OptionValue;
@@ -20,7 +21,11 @@ pub fn read(
 ) {
     for (_, schema, at) in users(backends) {
         let name = &schema.name;
-        if !schema.shared.is_empty() && !root.contains_key(name) {
+        let known = std::iter::once(name.as_str());
+        if !schema.shared.is_empty()
+            && !root.contains_key(name)
+            && !misspelt(name, root.keys(), known)
+        {
             let text = format!("a backend of type \"{name}\" needs a table [{name}]");
             problems.error(at, text).absent();
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::source::{Source, Span};
 use crate::hypervisor::CpuModel;
+use crate::machine::smbios::Identity;
 use crate::pci::Bdf;
 use crate::plugins::registry::{BackendEntry, DriverEntry};
 use crate::plugins::schema::{BackendKind, OptionValue};
@@ -28,14 +29,16 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// What the guest starts with.
     pub boot: Boot,
-    /// `[main] bootrom_version`: what SMBIOS says about firmware.
-    pub bootrom_version: Option<String>,
     /// `[fw_cfg]`.
     pub fw_cfg: Vec<FwCfgFile>,
+    /// Where the debug port's text goes.
+    pub debug_port: DebugConfig,
     /// The host's exit code when the guest halts or powers off.
     pub exit_on_halt: u8,
     /// If given, a guest's reset ends the host with this code.
     pub exit_on_reboot: Option<u8>,
+    /// Who the guest is told its machine is.
+    pub smbios: Identity,
     /// In alphabetical order of their names, which is the order of creation.
     pub devices: Vec<DeviceConfig>,
     /// The backends in use, of all kinds, in the order of creation: each after those that it refers to.
@@ -102,6 +105,18 @@ pub enum BootKernel {
     File(PathBuf),
     /// In the host's binary: one of [`BUILTIN_KERNELS`].
     Builtin(String),
+}
+
+/// Where the text that firmware writes to the debug port goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DebugConfig {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Into the log.
+    Log,
+    /// Into this file.
+    File(PathBuf),
 }
 
 /// What happens to the VM when a device's plugin fails.

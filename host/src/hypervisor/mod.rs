@@ -176,6 +176,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The hypervisor refused.
     fn show_rom(&self, rom: &Rom, shown: bool) -> anyhow::Result<()>;
 
+    /// What CPUID tells the first of CPUs like these.
+    fn cpuid(&self, model: &CpuModel) -> CpuidProfile;
+
     /// What CPUID tells a guest without a profile, before it is made for one CPU. Needs no VM.
     ///
     /// # Errors
@@ -235,6 +238,20 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// # Errors
     /// It was not bound.
     fn unbind_doorbell(&self, doorbell: Doorbell, fd: BorrowedFd<'_>) -> anyhow::Result<()>;
+
+    /// Makes the 8259s take the inputs whose bits are set in `irqs` as levels and the others as edges, as firmware does by
+    /// their trigger mode registers (0x4d0, 0x4d1). Inputs that can only be edges (0, 1, 2, 8, 13) stay so. [`Vm::reset`] makes all
+    /// of them edges again.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_level_triggered(&self, irqs: u16) -> anyhow::Result<()>;
+
+    /// Delivers a non-maskable interrupt to CPU `cpu`, as the NMI button of a PC does. From any thread.
+    ///
+    /// # Errors
+    /// No such CPU, or the hypervisor refused.
+    fn inject_nmi(&self, cpu: u32) -> anyhow::Result<()>;
 
     /// Puts the in-kernel devices back to power-on state. Called while no vCPU runs; RAM, routes and doorbells stay.
     ///

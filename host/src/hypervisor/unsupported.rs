@@ -52,6 +52,10 @@ impl Vm for UnsupportedVm {
         match self.0 {}
     }
 
+    fn cpuid(&self, _: &CpuModel) -> CpuidProfile {
+        match self.0 {}
+    }
+
     fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<UnsupportedVcpu> {
         match self.0 {}
     }
@@ -81,6 +85,14 @@ impl Vm for UnsupportedVm {
     }
 
     fn unbind_doorbell(&self, _: Doorbell, _: BorrowedFd<'_>) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn set_level_triggered(&self, _: u16) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn inject_nmi(&self, _: u32) -> Result<()> {
         match self.0 {}
     }
 

@@ -4,13 +4,15 @@ use super::{ECAM_BASE, ECAM_LEN, IOAPIC_BASE, LAPIC_BASE};
 use crate::memory::{GuestMemory, HIGH_START};
 
 /// Extended BIOS data area: reserved, as every PC's last KiB of low memory is.
-const EBDA: u64 = 0x9_fc00;
+pub const EBDA: u64 = 0x9_fc00;
 /// The legacy video and ROM hole starts here.
 const HOLE: u64 = 0xa_0000;
 /// ROM area, in which the ACPI tables are.
 pub const TABLES: u64 = 0xe_0000;
+/// The part of it that guests without a boot protocol search for anchors: ACPI's RSDP and SMBIOS's entry point.
+pub const SCANNED: u64 = 0xf_0000;
 /// Extended memory starts here.
-const MIB: u64 = 0x10_0000;
+pub(super) const MIB: u64 = 0x10_0000;
 
 /// What a range is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,34 +5,39 @@
 
 pub mod acpi;
 pub mod boot_order;
+mod debug_port;
 pub mod e820;
 pub mod flash;
 pub mod fw_cfg;
 mod i440fx;
 mod isa;
+mod latches;
+mod legacy;
 pub mod pm;
 pub mod power;
+mod ps2;
 pub mod reset;
 pub mod rtc;
+pub mod smbios;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::acpi::IsaDevice;
 use self::fw_cfg::{FW_CFG_PORT, FW_CFG_PORTS, FwCfg};
-use self::pm::Pm;
+use self::legacy::Legacy;
 use self::power::EventSender;
-use self::reset::{KeyboardPorts, ResetControl};
-use self::rtc::Rtc;
+use self::reset::ResetControl;
 use crate::bus::{BusAccess, Buses, Registers};
 use crate::hypervisor::{Space, Vm};
 use crate::memory::{GuestMemory, HIGH_START};
 use crate::pci::{
-    Aperture, Apertures, Bdf, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam, Function,
-    IrqLines, IrqPin, LiveCapability, PciFunctionDesc, Root, Target,
+    Aperture, Apertures, Bdf, BoardRegisters, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, Ecam,
+    Function, IrqLines, IrqPin, LINK_GSI, LiveCapability, PciFunctionDesc, Root, Target,
 };
 
+pub use debug_port::{DebugOutput, DebugPort};
 pub use isa::{IsaDesc, IsaHandle, IsaPin, IsaRegion};
 
 /// Memory mapped configuration space, one MiB for each of 256 buses.
@@ -56,6 +61,10 @@ const IO: Aperture = Aperture {
 /// Memory BARs above RAM end here: every 64-bit CPU has at least 36 address bits, and most guests map 39 or more.
 const MMIO64_LEN: u64 = 64 << 30;
 
+/// Lines that the 8259s must take as levels: the SCI, and what [`LINK_GSI`] routes PCI's links to.
+const LEVEL_IRQS: u16 =
+    1 << pm::SCI | 1 << LINK_GSI[0] | 1 << LINK_GSI[1] | 1 << LINK_GSI[2] | 1 << LINK_GSI[3];
+
 /// Ports that the hypervisor answers: 8259 pair, PIT, speaker gate, 8259 trigger modes. First, count, whose.
 const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x20, 2, "the first interrupt controller"),
@@ -65,23 +74,60 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x4d0, 2, "the interrupt controllers"),
 ];
 
+/// What a board has beyond what every guest needs.
+#[derive(Clone)]
+pub struct Board {
+    /// A PS/2 controller with keyboard and mouse; without, ports 0x60 and 0x64 know the reset pulse only.
+    pub ps2: bool,
+    /// Takes what firmware writes to port 0x402.
+    pub debug_port: Arc<DebugPort>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            ps2: true,
+            debug_port: Arc::default(),
+        }
+    }
+}
+
+/// Ports of the board for which ACPI lists no device: first, count.
+const BOARD_PORTS: [(u16, u16); 6] = [
+    (pm::PM_BASE, pm::PM_LEN),
+    (pm::GPE0_BASE, pm::GPE0_LEN as u16),
+    (reset::CONTROL_PORT_A, 1),
+    (latches::PAGE_PORTS, latches::PAGE_PORTS_LEN),
+    (latches::APM_PORTS, latches::APM_PORTS_LEN),
+    (debug_port::DEBUG_PORT, 1),
+];
+
+/// Where direct boot puts SMBIOS's entry point, on a 16-byte boundary behind the RSDP, and its tables.
+const SMBIOS_ANCHOR: u64 = e820::SCANNED + 0x40;
+const SMBIOS_TABLES: u64 = e820::SCANNED + 0x60;
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
+    vm: Arc<V>,
     buses: Arc<Buses>,
     lines: Arc<IrqLines<V>>,
     root: Arc<Root<V>>,
     config_ports: Arc<ConfigPorts<V>>,
-    pm: Arc<Pm<V>>,
-    rtc: Arc<Rtc>,
+    reset_control: Arc<ResetControl>,
+    legacy: Legacy<V>,
     fw_cfg: OnceLock<Arc<FwCfg>>,
     apertures: Apertures,
+    /// End of the RAM below 4 GiB.
+    low_end: u64,
+    /// Local APIC id of each CPU.
     apic_ids: Vec<u32>,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for CPUs with these local APIC ids and this memory. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for CPUs with these local APIC ids and this memory, with what `board` says. `events` hears of power off
+    /// and reset; it is called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
@@ -89,18 +135,14 @@ impl<V: Vm> Machine<V> {
         vm: Arc<V>,
         memory: &GuestMemory,
         apic_ids: Vec<u32>,
+        board: Board,
         events: EventSender,
     ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
-        let root = Root::new(vm, Arc::clone(&buses), Arc::clone(&lines));
-        let sci = lines
-            .pin(u32::from(pm::SCI))
-            .context("the system control interrupt has no line")?;
-        let reset = Arc::new(ResetControl::new(Arc::clone(&events)));
-        let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset));
-        let pm = Arc::new(Pm::new(sci, Arc::clone(&events)));
-        let rtc = Arc::new(Rtc::default());
+        let root = Root::new(Arc::clone(&vm), Arc::clone(&buses), Arc::clone(&lines));
+        let reset_control = Arc::new(ResetControl::new(Arc::clone(&events)));
+        let config_ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset_control.clone()));
         reserve(&buses, memory)?;
         let claim = |owner: &str, regions: &[IsaRegion], target: Arc<dyn Registers>| {
             isa::claim(&buses, owner, regions, &target)
@@ -118,29 +160,14 @@ impl<V: Vm> Machine<V> {
         )?;
         let ports = [IsaRegion::ports_at(0, CONFIG_PORTS, CONFIG_PORTS_LEN)];
         claim("PCI configuration ports", &ports, config_ports.clone())?;
-        let blocks = [
-            IsaRegion::ports_at(pm::REGION_PM, pm::PM_BASE, pm::PM_LEN),
-            IsaRegion::ports_at(pm::REGION_GPE0, pm::GPE0_BASE, u16::from(pm::GPE0_LEN)),
-        ];
-        claim("power management", &blocks, pm.clone())?;
-        claim(
-            "the CMOS clock",
-            &[IsaRegion::ports_at(0, rtc::RTC_PORT, 2)],
-            rtc.clone(),
-        )?;
-        let keyboard = [
-            IsaRegion::ports_at(reset::REGION_DATA, reset::KEYBOARD_DATA, 1),
-            IsaRegion::ports_at(reset::REGION_STATUS, reset::KEYBOARD_STATUS, 1),
-        ];
-        claim(
-            "the keyboard controller",
-            &keyboard,
-            Arc::new(KeyboardPorts::new(events)),
-        )?;
+        let legacy = Legacy::new(&buses, &lines, memory, board, &events)?;
         for function in i440fx::functions() {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
                 live: None,
+                board: function.routes_links.then(|| {
+                    Arc::new(i440fx::LinkRoutes::new(Arc::clone(&lines))) as Arc<dyn BoardRegisters>
+                }),
             };
             root.add(
                 &Arc::from(function.name),
@@ -156,14 +183,16 @@ impl<V: Vm> Machine<V> {
             mmio64: mmio64(memory),
         };
         Ok(Self {
+            vm,
             buses,
             lines,
             root,
             config_ports,
-            pm,
-            rtc,
+            reset_control,
+            legacy,
             fw_cfg: OnceLock::new(),
             apertures,
+            low_end: memory.low_end(),
             apic_ids,
             isa: Mutex::default(),
         })
@@ -229,11 +258,12 @@ impl<V: Vm> Machine<V> {
             "{owner}: ISA interrupt {} is out of range: 0 to 15",
             pin.irq
         );
-        ensure!(
-            !matches!(pin.irq, 0 | 2 | 8 | 13),
-            "{owner}: ISA interrupt {} belongs to the board (timer, cascade, clock or coprocessor)",
-            pin.irq
-        );
+        if let Some(holder) = self.legacy.irq_holder(pin.irq) {
+            bail!(
+                "{owner}: ISA interrupt {} belongs to the board's {holder}",
+                pin.irq
+            );
+        }
         self.lines
             .pin(u32::from(pin.irq))
             .with_context(|| format!("{owner}: no interrupt line {}", pin.irq))
@@ -256,7 +286,11 @@ impl<V: Vm> Machine<V> {
             bdf,
             desc,
             &[],
-            Target { registers, live },
+            Target {
+                registers,
+                live,
+                board: None,
+            },
         )
     }
 
@@ -294,13 +328,41 @@ impl<V: Vm> Machine<V> {
         Ok(())
     }
 
-    /// Does firmware's part for a kernel that is booted directly: BAR addresses, interrupt lines, decoding on. Before
+    /// Does firmware's part for a kernel that is booted directly: BAR addresses, interrupt routes and lines, decoding on. Before
     /// the guest runs, and again after each [`Machine::reset`].
     ///
     /// # Errors
     /// No room for a BAR: names device and BAR.
     pub fn assign_resources(&self) -> Result<()> {
+        i440fx::route_links(&self.root);
+        self.vm
+            .set_level_triggered(LEVEL_IRQS)
+            .context("interrupt lines can't be made level-triggered")?;
         self.root.assign_resources(&self.apertures, &self.buses)
+    }
+
+    /// Calls `use_contents` with what the ACPI tables are to say now.
+    fn with_contents<T>(&self, use_contents: impl FnOnce(&acpi::Contents<'_>) -> T) -> T {
+        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
+        let bars = self.root.memory_bars();
+        let windows = acpi::Windows::new(self.low_end, self.apertures.mmio64, &bars);
+        use_contents(&acpi::Contents {
+            apic_ids: &self.apic_ids,
+            windows: &windows,
+            board: acpi::BoardDevices {
+                ps2: self.legacy.has_ps2(),
+                fw_cfg: self.fw_cfg.get().is_some(),
+            },
+            board_ports: &BOARD_PORTS,
+            isa: &isa,
+        })
+    }
+
+    /// The ACPI tables for firmware, with windows around the BARs where they are at this moment: to be made when
+    /// firmware asks for them, which it does after it has placed the BARs.
+    #[must_use]
+    pub fn acpi_blobs(&self) -> acpi::Blobs {
+        self.with_contents(acpi::build)
     }
 
     /// Writes the ACPI tables into guest memory and returns the RSDP's address. Before the guest runs, and again
@@ -309,25 +371,69 @@ impl<V: Vm> Machine<V> {
     /// # Errors
     /// Memory ends below 1 MiB, or the tables are too large.
     pub fn write_acpi(&self, memory: &GuestMemory) -> Result<u64> {
-        let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
-        let contents = acpi::Contents {
-            apic_ids: &self.apic_ids,
-            apertures: &self.apertures,
-            isa: &isa,
+        let place = acpi::Place {
+            tables: e820::TABLES,
+            end: e820::SCANNED,
         };
-        let tables = acpi::build(&contents)?;
-        memory
-            .write(tables.base, &tables.bytes)
-            .context("no room for the ACPI tables")?;
-        Ok(tables.base)
+        let blobs = self.with_contents(|contents| acpi::link(contents, &place))?;
+        let room = "no room for the ACPI tables";
+        memory.write(e820::TABLES, &blobs.tables).context(room)?;
+        memory.write(e820::SCANNED, &blobs.rsdp).context(room)?;
+        Ok(e820::SCANNED)
+    }
+
+    /// The SMBIOS tables of a machine with this identity and these processors. `uefi`: firmware starts the guest.
+    #[must_use]
+    pub fn smbios_blobs(
+        &self,
+        memory: &GuestMemory,
+        identity: &smbios::Identity,
+        processors: &smbios::Processors,
+        uefi: bool,
+    ) -> smbios::Blobs {
+        let regions = memory.regions().iter();
+        let ram: Vec<(u64, u64)> = regions.map(|region| (region.gpa, region.len)).collect();
+        let functions = self.root.functions();
+        let mut slots: Vec<u8> = functions.iter().map(|f| f.bdf().device()).collect();
+        slots.dedup();
+        // The chipset's are no slots.
+        slots.retain(|&device| {
+            !i440fx::functions()
+                .iter()
+                .any(|own| own.bdf.device() == device)
+        });
+        smbios::build(&smbios::Contents {
+            identity,
+            processors,
+            ram: &ram,
+            slots: &slots,
+            uefi,
+        })
+    }
+
+    /// Writes SMBIOS tables into guest memory, beside the ACPI tables, for a guest that is booted directly.
+    ///
+    /// # Errors
+    /// Memory ends below 1 MiB, or the tables are too large.
+    pub fn write_smbios(&self, memory: &GuestMemory, blobs: &smbios::Blobs) -> Result<()> {
+        let end = SMBIOS_TABLES + blobs.tables.len() as u64;
+        ensure!(
+            end <= e820::MIB,
+            "the SMBIOS tables end at {end:#x}, beyond {:#x}: fewer sockets or shorter texts make them smaller",
+            e820::MIB
+        );
+        let room = "no room for the SMBIOS tables";
+        let anchor = blobs.anchor_for(SMBIOS_TABLES);
+        memory.write(SMBIOS_ANCHOR, &anchor).context(room)?;
+        memory.write(SMBIOS_TABLES, &blobs.tables).context(room)
     }
 
     /// The board's part of the reset line. While no vCPU runs; devices are reset by whoever holds them.
     pub fn reset(&self) {
         self.root.reset();
         self.config_ports.reset();
-        self.pm.reset();
-        self.rtc.reset();
+        self.reset_control.reset();
+        self.legacy.reset();
         if let Some(fw_cfg) = self.fw_cfg.get() {
             fw_cfg.reset();
         }
@@ -335,7 +441,7 @@ impl<V: Vm> Machine<V> {
 
     /// Presses the power button. Returns whether the guest listens to it.
     pub fn press_power_button(&self) -> bool {
-        self.pm.press_power_button()
+        self.legacy.pm.press_power_button()
     }
 }
 

@@ -27,6 +27,11 @@ pub enum VmEvent {
         /// Whose it is; what happened has been logged.
         text: String,
     },
+    /// A device says that the guest is beyond help.
+    Failure {
+        /// Which device, and what it says.
+        text: String,
+    },
     /// Someone outside the guest wants the VM to stop at once.
     Stop,
 }

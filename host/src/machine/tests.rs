@@ -16,11 +16,16 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(Board::default())
+    }
+
+    fn with(board: Board) -> Self {
         let vm = Arc::new(FakeVm::default());
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let machine = Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], sender).unwrap();
+        let machine =
+            Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], board, sender).unwrap();
         let io = machine.exit_handler();
         Self {
             vm,
@@ -78,7 +83,7 @@ fn the_chipset_is_where_guests_expect_it() {
     fixture.io.pio_write(0xcf8, 4, 0x8000_0b40);
     assert_eq!(fixture.io.pio_read(0xcfc, 4), 0xb001);
     fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
-    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x0b0b_0a0a);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x8080_8080);
     fixture.io.pio_write(0xcf8, 4, 0x8000_080c);
     assert_eq!(fixture.io.pio_read(0xcfe, 1), 0x80);
 }
@@ -174,8 +179,104 @@ fn unsound_isa_devices_are_refused_and_leave_nothing() {
     assert_eq!(fixture.machine.buses().pio.claims(), before);
     assert_eq!(
         fixture.machine.write_acpi(fixture.vm.memory()).unwrap(),
-        0xe0000
+        0xf0000
     );
+}
+
+#[test]
+fn the_guest_routes_interrupt_pins() {
+    let mut fixture = Fixture::new();
+    let desc = PciFunctionDesc {
+        vendor: 1,
+        intx: true,
+        ..PciFunctionDesc::default()
+    };
+    // INTA of device 4 is on link D.
+    let function = fixture
+        .machine
+        .add_pci("dev.a", "0.4.0".parse().unwrap(), &desc, still(), None)
+        .unwrap();
+    let mut route = |value| {
+        fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+        fixture.io.pio_write(0xcff, 1, value);
+        fixture.io.pio_read(0xcff, 1)
+    };
+    function.level(true).unwrap();
+    assert!(fixture.vm.seen.lock().unwrap().lines.is_empty());
+    for line in 0..16 {
+        // Bits 6 to 4 are reserved.
+        assert_eq!(route(0x70 | line), line);
+        let high: Vec<u32> = (0..24).filter(|&gsi| fixture.vm.line(gsi)).collect();
+        let good = matches!(line, 3..=7 | 9..=12 | 14 | 15);
+        assert_eq!(high, if good { vec![line] } else { vec![] }, "{line}");
+    }
+    assert_eq!(route(0x8f), 0x8f);
+    assert!(!fixture.vm.line(15));
+    fixture.machine.assign_resources().unwrap();
+    fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x0b0b_0a0a);
+    assert_eq!(
+        fixture.vm.seen.lock().unwrap().level_triggered,
+        1 << 9 | 1 << 10 | 1 << 11
+    );
+    assert!(fixture.vm.line(11));
+    fixture.machine.reset();
+    assert!(!fixture.vm.line(11));
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0xffff_ffff);
+    fixture.io.pio_write(0xcf8, 4, 0x8000_0860);
+    assert_eq!(fixture.io.pio_read(0xcfc, 4), 0x8080_8080);
+}
+
+#[test]
+fn latches_hold_until_a_reset() {
+    let mut fixture = Fixture::new();
+    fixture.io.pio_write(0x80, 1, 0xa5);
+    fixture.io.pio_write(0x84, 4, 0x4433_2211);
+    fixture.io.pio_write(0xb2, 2, 0x02f1);
+    assert_eq!(fixture.io.pio_read(0x80, 1), 0xa5);
+    assert_eq!(fixture.io.pio_read(0x85, 2), 0x3322);
+    assert_eq!(fixture.io.pio_read(0xb3, 1), 2);
+    fixture.machine.reset();
+    assert_eq!(
+        (fixture.io.pio_read(0x80, 1), fixture.io.pio_read(0xb2, 2)),
+        (0, 0)
+    );
+    assert_eq!(fixture.events(), []);
+}
+
+#[test]
+fn the_debug_port_takes_each_byte_of_an_access() {
+    let board = Board::default();
+    let mut fixture = Fixture::with(board.clone());
+    assert_eq!(fixture.io.pio_read(0x402, 1), 0xe9);
+    for byte in b"Sec" {
+        fixture.io.pio_write(0x402, 1, u32::from(*byte));
+    }
+    // A reset is no reason to forget.
+    fixture.machine.reset();
+    assert_eq!(board.debug_port.tail().as_deref(), Some("Sec"));
+}
+
+#[test]
+fn a_board_without_ps2_knows_its_reset_pulse_only() {
+    let mut fixture = Fixture::with(Board {
+        ps2: false,
+        ..Board::default()
+    });
+    fixture.io.pio_write(0x64, 1, 0xaa);
+    assert_eq!(fixture.io.pio_read(0x64, 1), 0);
+    fixture.io.pio_write(0x64, 1, 0xfe);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture
+        .machine
+        .add_isa("dev.x", &com(0x3f8, 12), &still())
+        .unwrap();
+    let error = Fixture::new()
+        .machine
+        .add_isa("dev.x", &com(0x3f8, 12), &still())
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("belongs to the board"));
 }
 
 #[test]
@@ -197,6 +298,15 @@ fn power_off_and_reset_are_reported() {
     fixture.io.pio_write(0xcf9, 1, 6);
     fixture.io.pio_write(0x64, 1, 0xfe);
     assert_eq!(fixture.events(), [VmEvent::Reset, VmEvent::Reset]);
+    // A full reset, and the fast one; without its bit, port 0x92 does nothing.
+    fixture.io.pio_write(0xcf9, 1, 0xe);
+    assert_eq!(fixture.io.pio_read(0x92, 1), 2);
+    fixture.io.pio_write(0x92, 1, 2);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture.io.pio_write(0x92, 1, 1);
+    assert_eq!(fixture.events(), [VmEvent::Reset]);
+    fixture.machine.reset();
+    assert_eq!(fixture.io.pio_read(0xcf9, 1), 0);
     // A configuration address whose second byte is 6 is no reset.
     fixture.io.pio_write(0xcf8, 4, 0x8000_0600);
     fixture.io.pio_write(0x64, 1, 0xd1);
@@ -279,6 +389,93 @@ fn a_guest_finds_and_uses_a_device_after_direct_boot() {
     assert_eq!(fixture.io.mmio_read(bar + 0x20, 4), 0xffff_ffff);
     fixture.machine.assign_resources().unwrap();
     assert_eq!(fixture.io.mmio_read(bar + 0x20, 4), 0x220);
+}
+
+/// A disk with one BAR of 64 bits, at slot 4.
+fn add_disk(fixture: &Fixture, size: u64) {
+    let desc = PciFunctionDesc {
+        vendor: 0x1af4,
+        device: 0x1042,
+        bars: vec![BarDesc {
+            index: 0,
+            kind: BarKind::Mmio64,
+            size,
+            region: 2,
+            prefetch: false,
+        }],
+        ..PciFunctionDesc::default()
+    };
+    let slot = "0.4.0".parse().unwrap();
+    fixture
+        .machine
+        .add_pci("dev.block0", slot, &desc, still(), None)
+        .unwrap();
+}
+
+#[test]
+fn firmware_gets_windows_around_the_bars_that_it_placed() {
+    let mut fixture = Fixture::new();
+    add_disk(&fixture, 0x4000);
+    let holds = |blobs: &acpi::Blobs, number: u64| {
+        let bytes = number.to_le_bytes();
+        blobs.tables.windows(8).any(|window| window == bytes)
+    };
+    // As firmware leaves it: an address, and decoding off until a driver starts.
+    let (first, last) = (0x3f_c000_0000_u64, 0x3f_c000_3fff_u64);
+    let disk = ECAM_BASE + (4 << 15);
+    let end = fixture.machine.apertures.mmio64.last;
+    assert!(end < first);
+    let blobs = fixture.machine.acpi_blobs();
+    assert!(holds(&blobs, end) && !holds(&blobs, last));
+    fixture.io.mmio_write(disk + 0x10, 4, first & 0xffff_ffff);
+    fixture.io.mmio_write(disk + 0x14, 4, first >> 32);
+    assert!(holds(&fixture.machine.acpi_blobs(), last));
+    // A guest that is sizing the BAR, and a reset.
+    fixture.io.mmio_write(disk + 0x10, 8, u64::MAX);
+    assert!(holds(&fixture.machine.acpi_blobs(), end));
+    fixture.machine.reset();
+    assert_eq!(fixture.machine.acpi_blobs().tables, blobs.tables);
+}
+
+#[test]
+fn a_guest_without_firmware_finds_smbios_where_it_searches() {
+    let fixture = Fixture::new();
+    add_disk(&fixture, 0x4000);
+    let memory = fixture.vm.memory();
+    let topology = crate::hypervisor::topology::Topology::new(1, 2, 1).unwrap();
+    let processors = smbios::Processors::from_cpuid(topology, |_, _| None);
+    let mut identity = smbios::Identity {
+        serial: "SN-0042".to_owned(),
+        ..smbios::Identity::default()
+    };
+    fixture.machine.write_acpi(memory).unwrap();
+    let blobs = fixture
+        .machine
+        .smbios_blobs(memory, &identity, &processors, false);
+    fixture.machine.write_smbios(memory, &blobs).unwrap();
+    let mut area = vec![0; 0x1_0000];
+    memory.read(0xf_0000, &mut area).unwrap();
+    let found = |anchor: &[u8]| {
+        let mut places = area.chunks(16).enumerate();
+        let (at, _) = places.find(|(_, chunk)| chunk.starts_with(anchor)).unwrap();
+        16 * at
+    };
+    assert_eq!(found(b"RSD PTR "), 0);
+    let anchor = &area[found(b"_SM3_")..][..24];
+    assert_eq!(anchor.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)), 0);
+    let address = u64::from_le_bytes(anchor[16..].try_into().unwrap());
+    let tables = &area[usize::try_from(address - 0xf_0000).unwrap()..][..blobs.tables.len()];
+    assert_eq!(tables, blobs.tables);
+    // The disk's slot, and no slots of the chipset.
+    let has = |text: &[u8]| tables.windows(text.len()).any(|window| window == text);
+    assert!(has(b"SN-0042") && has(b"PCI slot 4") && !has(b"PCI slot 1"));
+    // More than the area holds.
+    identity.oem_strings = vec!["x".repeat(1023); 64];
+    let blobs = fixture
+        .machine
+        .smbios_blobs(memory, &identity, &processors, false);
+    let error = fixture.machine.write_smbios(memory, &blobs).unwrap_err();
+    assert!(error.to_string().contains("beyond 0x100000"), "{error}");
 }
 
 #[test]

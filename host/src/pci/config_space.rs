@@ -248,6 +248,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it, as it is held.
+    pub fn bytes(&self) -> &[u8; CONFIG_SIZE] {
+        &self.bytes
+    }
+
     /// Back to power-on values.
     pub fn reset(&mut self) {
         self.bytes = self.power_on;
@@ -280,18 +285,24 @@ impl ConfigSpace {
         &self.bars
     }
 
-    /// Where a BAR decodes now. Address 0 means that nobody has placed it yet.
-    pub fn decoded(&self, bar: Bar) -> Option<u64> {
+    /// What address a BAR holds, whether it decodes there or not; 0 means that nobody has placed it yet.
+    pub fn address(&self, bar: Bar) -> u64 {
         let at = BAR0 + 4 * usize::from(bar.index);
         let low = u64::from(self.dword(at));
-        let (enable, address) = match bar.kind {
-            BarKind::Io => (COMMAND_IO, low & !0b11),
-            BarKind::Mmio32 => (COMMAND_MEMORY, low & !0b1111),
-            BarKind::Mmio64 => (
-                COMMAND_MEMORY,
-                low & !0b1111 | u64::from(self.dword(at + 4)) << 32,
-            ),
+        match bar.kind {
+            BarKind::Io => low & !0b11,
+            BarKind::Mmio32 => low & !0b1111,
+            BarKind::Mmio64 => low & !0b1111 | u64::from(self.dword(at + 4)) << 32,
+        }
+    }
+
+    /// Where a BAR decodes now.
+    pub fn decoded(&self, bar: Bar) -> Option<u64> {
+        let enable = match bar.kind {
+            BarKind::Io => COMMAND_IO,
+            BarKind::Mmio32 | BarKind::Mmio64 => COMMAND_MEMORY,
         };
+        let address = self.address(bar);
         (self.command() & enable != 0 && address != 0).then_some(address)
     }
 }

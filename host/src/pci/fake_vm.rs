@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
-use crate::hypervisor::cpuid::CpuidProfile;
+use crate::hypervisor::cpuid::{CpuidProfile, Vendor};
 use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
     CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
@@ -17,6 +17,7 @@ use crate::memory::GuestMemory;
 pub struct Seen {
     pub lines: BTreeMap<u32, bool>,
     pub line_changes: usize,
+    pub level_triggered: u16,
     pub sent: Vec<Msi>,
     /// Route number to descriptor and message.
     pub routes: BTreeMap<u32, (i32, Msi)>,
@@ -101,6 +102,10 @@ impl Vm for FakeVm {
         0
     }
 
+    fn cpuid(&self, _: &CpuModel) -> CpuidProfile {
+        CpuidProfile::new(Vendor::Amd, Vec::new())
+    }
+
     fn create_vcpu(&self, _: u32, _: &CpuModel) -> Result<NoVcpu> {
         anyhow::bail!("no CPUs here")
     }
@@ -172,6 +177,15 @@ impl Vm for FakeVm {
             .retain(|other| *other != (bell.space, bell.address, bell.width, bell.value));
         ensure!(seen.doorbells.len() + 1 == before, "not bound");
         Ok(())
+    }
+
+    fn set_level_triggered(&self, irqs: u16) -> Result<()> {
+        self.seen.lock().unwrap().level_triggered = irqs;
+        Ok(())
+    }
+
+    fn inject_nmi(&self, cpu: u32) -> Result<()> {
+        anyhow::bail!("there is no CPU {cpu}")
     }
 
     fn reset(&self) -> Result<()> {

@@ -15,13 +15,15 @@ use super::desc::{BarDesc, BarKind, LiveCapability, PciFunctionDesc};
 use super::lines::IrqPin;
 use super::msix::Msix;
 use super::root::Wiring;
-use super::{Bdf, intx_gsi};
+use super::{Bdf, intx_gsi, intx_link};
 use crate::bus::{Registers, ones};
 use crate::hypervisor::{Space, Vm};
 
 /// What the INTx pin does: driven by the device, but silent while the guest disables it or uses MSI-X.
 struct Intx<V: Vm> {
     pin: IrqPin<V>,
+    /// The line that firmware routes it to.
+    gsi: u32,
     state: Mutex<IntxState>,
 }
 
@@ -90,6 +92,7 @@ pub struct Function<V: Vm> {
     intx: Option<Intx<V>>,
     msix: Option<Arc<Msix<V>>>,
     live: Option<Arc<dyn LiveCapability>>,
+    board: Option<Arc<dyn BoardRegisters>>,
     bus_master: AtomicBool,
 }
 
@@ -99,6 +102,15 @@ pub struct Target {
     pub registers: Arc<dyn Registers>,
     /// Answers the live capabilities; needed if the description has any.
     pub live: Option<Arc<dyn LiveCapability>>,
+    /// Follows the chipset's own registers.
+    pub board: Option<Arc<dyn BoardRegisters>>,
+}
+
+/// What a chipset function's registers beyond the standard header act on.
+pub trait BoardRegisters: Send + Sync {
+    /// Called whenever configuration space may have changed, a reset included, with all of it. The caller holds the function's
+    /// lock: no call back into PCI.
+    fn follow(&self, config: &[u8; super::desc::CONFIG_SIZE]);
 }
 
 impl<V: Vm> Function<V> {
@@ -119,10 +131,8 @@ impl<V: Vm> Function<V> {
         let intx = match pin {
             0 => None,
             _ => Some(Intx {
-                pin: wiring
-                    .lines
-                    .pin(intx_gsi(bdf.device(), pin))
-                    .context("its interrupt line doesn't exist")?,
+                pin: wiring.lines.link_pin(intx_link(bdf.device(), pin)),
+                gsi: intx_gsi(bdf.device(), pin),
                 state: Mutex::default(),
             }),
         };
@@ -153,6 +163,7 @@ impl<V: Vm> Function<V> {
             intx,
             msix,
             live: target.live,
+            board: target.board,
             bus_master: AtomicBool::new(false),
         })
     }
@@ -339,6 +350,9 @@ impl<V: Vm> Function<V> {
         if let Some(msix) = &self.msix {
             msix.control(enabled, function_masked);
         }
+        if let Some(board) = &self.board {
+            board.follow(config.bytes());
+        }
     }
 
     /// Power-on state. The device resets itself.
@@ -359,6 +373,17 @@ impl<V: Vm> Function<V> {
         self.config().bars().to_vec()
     }
 
+    /// First and last address of each memory BAR that has been given one, whether it decodes there yet or not.
+    pub(super) fn memory_bars(&self) -> Vec<(u64, u64)> {
+        let config = self.config();
+        let memory = config.bars().iter().filter(|bar| bar.kind != BarKind::Io);
+        memory
+            .map(|&bar| (config.address(bar), bar.size))
+            .filter(|(address, _)| *address != 0)
+            .map(|(address, size)| (address, address.saturating_add(size - 1)))
+            .collect()
+    }
+
     /// What firmware does: addresses, interrupt line, decoding on.
     pub(super) fn assign(&self, places: &[(Bar, u64)]) {
         let mut config = self.config();
@@ -375,7 +400,7 @@ impl<V: Vm> Function<V> {
             };
         }
         if let Some(intx) = &self.intx {
-            config.write(INTERRUPT_LINE, 1, intx.pin.gsi());
+            config.write(INTERRUPT_LINE, 1, intx.gsi);
         }
         let command = config.command() | enable;
         config.write(COMMAND, 2, u32::from(command));

@@ -86,6 +86,13 @@ impl<V: Vm> Root<V> {
             .collect()
     }
 
+    /// First and last address of every memory BAR that has been given one.
+    #[must_use]
+    pub fn memory_bars(&self) -> Vec<(u64, u64)> {
+        let functions = self.functions();
+        functions.iter().flat_map(|f| f.memory_bars()).collect()
+    }
+
     /// The function at bus, device and function number of a configuration address, and whether its device has others.
     fn find(&self, bus: u32, devfn: u32) -> Option<(Arc<Function<V>>, bool)> {
         let bdf = Bdf::new((devfn >> 3 & 31) as u8, (devfn & 7) as u8).filter(|_| bus == 0)?;

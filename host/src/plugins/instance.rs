@@ -15,8 +15,8 @@ use log::Level;
 use vmm_abi::device::EventsTable;
 use vmm_abi::host::{
     CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_MATCH, EVENT, EventTable, FAULT,
-    FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable, REQUEST_POWER_OFF,
-    REQUEST_RESET, STARTUP, StartupTable,
+    FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable, REQUEST_FAILURE,
+    REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable,
 };
 use vmm_abi::{Host, Iface, LAYOUT_ABI_STABLE_0_11, Str};
 
@@ -401,12 +401,17 @@ unsafe extern "C" fn counter(ctx: *mut c_void, name: Str) -> *mut u64 {
 unsafe extern "C" fn request(ctx: *mut c_void, what: u32, why: Str) -> i32 {
     // SAFETY: as in `memory`.
     let instance = unsafe { instance(ctx) };
+    let why = format!("{}: {}", instance.label, text(&why));
     let event = match what {
         REQUEST_RESET => VmEvent::Reset,
         REQUEST_POWER_OFF => VmEvent::PowerOff,
+        // Whoever ends the VM says why.
+        REQUEST_FAILURE => VmEvent::Failure { text: why.clone() },
         _ => return -libc::ENOTSUP,
     };
-    log::info!("{}: {}", instance.label, text(&why));
+    if what != REQUEST_FAILURE {
+        log::info!("{why}");
+    }
     (instance.shared.events)(event);
     0
 }

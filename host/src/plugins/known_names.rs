@@ -1,5 +1,5 @@
-//! Names that VM files of propolis carry and that no plugin need provide: drivers and backends of which it is known at least
-//! which options they take, so that a VM file is checked as a whole wherever it comes from.
+//! Names that VM files of propolis carry and for which there may be no plugin: what options they take is known all the same,
+//! so that such a file is checked as a whole.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};

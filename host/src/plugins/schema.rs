@@ -57,7 +57,7 @@ pub enum OptionType {
     /// A file name, relative to the working directory of the host.
     Path,
     /// Likewise, of a file that can be read when the VM file is checked.
-    File,
+    Readable,
     /// One of these words.
     Enum(Vec<String>),
     /// The name of a backend's table.
@@ -81,7 +81,7 @@ impl fmt::Display for OptionType {
             OptionType::Size => write!(out, "size"),
             OptionType::Text => write!(out, "string"),
             OptionType::Path => write!(out, "path"),
-            OptionType::File => write!(out, "file"),
+            OptionType::Readable => write!(out, "readable"),
             OptionType::Enum(_) => write!(out, "enum"),
             OptionType::Ref(kind) => write!(out, "ref:{}", kind.word()),
             OptionType::Seconds => write!(out, "seconds"),
@@ -99,7 +99,7 @@ pub enum OptionValue {
     Bool(bool),
     /// Of type u32, u64 or size (bytes).
     Int(u64),
-    /// Of type string, path, file or enum.
+    /// Of type string, path, readable or enum.
     Text(String),
     /// The backend's kind and the name of its table.
     Ref(BackendKind, String),
@@ -155,7 +155,7 @@ impl OptionSpec {
             OptionType::Path => field
                 .name(problems)
                 .map(|text| OptionValue::Text(text.to_string())),
-            OptionType::File => readable(field, problems).and_then(|path| {
+            OptionType::Readable => readable(field, problems).and_then(|path| {
                 path.to_str()
                     .map(|path| OptionValue::Text(path.to_string()))
             }),
@@ -268,7 +268,7 @@ impl OptionSpec {
             }
             OptionType::Size => "a size".to_string(),
             OptionType::Text => "a string".to_string(),
-            OptionType::Path | OptionType::File => "a file name".to_string(),
+            OptionType::Path | OptionType::Readable => "a file name".to_string(),
             OptionType::Enum(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
                 listed_or(&quoted)

@@ -1,7 +1,10 @@
 //! Builds a VM: plugins, memory, backends, devices, CPUs, in this order.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
 use std::time::Instant;
 
@@ -9,12 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
 use super::guest::Images;
+use super::watched::Watched;
 use super::{Mailbox, Message, Objects, Vm, signals};
-use crate::bus::BusAccess;
-use crate::config::{BackendConfig, DeviceConfig, OnFault, VmConfig};
+use crate::config::{BackendConfig, DebugConfig, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
-use crate::hypervisor::{Backend, ExitHandler, Vm as _};
-use crate::machine::Machine;
+use crate::hypervisor::{Backend, Vm as _};
+use crate::machine::{Board, DebugOutput, DebugPort, Machine};
 use crate::plugins::device::{Description, Device};
 use crate::plugins::instance::{Instance, Shared, Startup};
 use crate::plugins::iothread::IoThread;
@@ -35,6 +38,11 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     };
     signals::deliver(&mailbox)?;
     let images = Images::open(&config.boot)?;
+    let debug_port = Arc::new(DebugPort::new(debug_output(&config)?));
+    let board = Board {
+        debug_port: debug_port.clone(),
+        ..Board::default()
+    };
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
@@ -61,6 +69,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         hypervisor.clone(),
         hypervisor.memory(),
         (0..cpus).map(|cpu| topology.apic_id(cpu)).collect(),
+        board,
         mailbox.events(),
     )?);
     let mut objects = Objects::default();
@@ -89,11 +98,8 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     let vcpus = (0..cpus)
         .map(|cpu| hypervisor.create_vcpu(cpu, &config.cpu_model))
         .collect::<Result<Vec<_>>>()?;
-    let handler = |_| Watched {
-        bus: machine.exit_handler(),
-        timeline: timeline.clone(),
-        wrote: false,
-    };
+    let spoke = Arc::new(AtomicBool::new(false));
+    let handler = |_| Watched::new(machine.exit_handler(), timeline.clone(), spoke.clone());
     let vcpus = VcpuSet::spawn(
         vcpus,
         hypervisor.memory().clone(),
@@ -116,7 +122,29 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         messages,
         waiting: VecDeque::new(),
         timeline,
+        debug_port,
+        spoke,
         asked_to_stop: false,
+    })
+}
+
+/// Where `[main] debug_port` sends what firmware says. The file does not block: a FIFO without a reader is refused here, and one
+/// that is full later loses the rest of the text instead of holding a vCPU.
+fn debug_output(config: &VmConfig) -> Result<DebugOutput> {
+    Ok(match &config.debug_port {
+        DebugConfig::Off => DebugOutput::Off,
+        DebugConfig::Log => DebugOutput::Log,
+        DebugConfig::File(path) => DebugOutput::File(
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path)
+                .with_context(|| {
+                    format!("[main] debug_port: {} can't be written", path.display())
+                })?,
+        ),
     })
 }
 
@@ -234,34 +262,5 @@ fn connect(
         (Description::Pci(_), None) => {
             bail!("{label}: the plugin's object is a PCI function, which its manifest does not say")
         }
-    }
-}
-
-/// A vCPU's way to the buses, which notes the guest's first sign of life.
-struct Watched {
-    bus: BusAccess,
-    timeline: Arc<Timeline>,
-    wrote: bool,
-}
-
-impl ExitHandler for Watched {
-    fn pio_read(&mut self, port: u16, width: u8) -> u32 {
-        self.bus.pio_read(port, width)
-    }
-
-    fn pio_write(&mut self, port: u16, width: u8, value: u32) {
-        if !self.wrote {
-            self.wrote = true;
-            self.timeline.mark(Mark::FirstPortWrite);
-        }
-        self.bus.pio_write(port, width, value);
-    }
-
-    fn mmio_read(&mut self, address: u64, width: u8) -> u64 {
-        self.bus.mmio_read(address, width)
-    }
-
-    fn mmio_write(&mut self, address: u64, width: u8, value: u64) {
-        self.bus.mmio_write(address, width, value);
     }
 }

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::boot::{self, DirectBoot, Files, Firmware, Image};
 use crate::config::{Boot, BootKernel, Bootrom, DirectKernel, FwCfgContents, FwCfgFile, VmConfig};
+use crate::hypervisor::cpuid::CpuidProfile;
 use crate::hypervisor::{Vcpu, Vm};
 use crate::machine::fw_cfg::{FwCfg, Items};
-use crate::machine::{Machine, boot_order, e820};
+use crate::machine::{Machine, acpi, boot_order, e820, smbios};
 use crate::vcpu::VcpuSet;
 
 /// Files that are opened before anything is created, so that a wrong name costs nothing.
@@ -27,6 +28,8 @@ pub(super) enum Guest<V: Vm> {
         kernel: Image,
         initrd: Option<Image>,
         cmdline: String,
+        smbios: smbios::Blobs,
+        address_bits: u32,
     },
     Firmware(Firmware<V>),
 }
@@ -63,14 +66,17 @@ impl Images {
     pub fn place<V: Vm>(
         self,
         vm: &Arc<V>,
-        machine: &Machine<V>,
+        machine: &Arc<Machine<V>>,
         config: &VmConfig,
     ) -> Result<Guest<V>> {
+        let cpu = vm.cpuid(&config.cpu_model);
         let order = match &self {
             Self::Bootrom(bootrom) => boot_list(machine, config, &bootrom.order)?,
             Self::Kernel { .. } => String::new(),
         };
-        machine.add_fw_cfg(fw_cfg(vm, config, &order)?)?;
+        let smbios = |uefi| smbios_blobs(vm, machine, config, &cpu, uefi);
+        let items = items(vm, machine, config, &order, &smbios(true))?;
+        machine.add_fw_cfg(FwCfg::new(items, Arc::clone(vm.memory())))?;
         Ok(match self {
             Self::Kernel {
                 kernel,
@@ -80,6 +86,8 @@ impl Images {
                 kernel,
                 initrd,
                 cmdline,
+                smbios: smbios(false),
+                address_bits: address_bits(&cpu),
             },
             Self::Bootrom(bootrom) => {
                 let files = Files {
@@ -93,10 +101,52 @@ impl Images {
     }
 }
 
-/// The device through which firmware, and a guest that looks, is told of the machine.
-fn fw_cfg<V: Vm>(vm: &Arc<V>, config: &VmConfig, order: &str) -> Result<FwCfg> {
-    let mut items = Items::new(u32::from(config.cpus), [0; 16]);
+/// CPUID 0x8000_0008; a CPU that doesn't have it has 36 (Intel SDM volume 3, section 4.1.4).
+fn address_bits(cpu: &CpuidProfile) -> u32 {
+    cpu.get(0x8000_0008, 0).map_or(36, |[eax, ..]| eax & 0xff)
+}
+
+/// What the guest is told of who made its machine.
+fn smbios_blobs<V: Vm>(
+    vm: &Arc<V>,
+    machine: &Machine<V>,
+    config: &VmConfig,
+    cpu: &CpuidProfile,
+    uefi: bool,
+) -> smbios::Blobs {
+    let topology = config.cpu_model.topology;
+    let processors =
+        smbios::Processors::from_cpuid(topology, |leaf, subleaf| cpu.get(leaf, subleaf));
+    machine.smbios_blobs(vm.memory(), &config.smbios, &processors, uefi)
+}
+
+/// What firmware, and a guest that looks, can ask for.
+fn items<V: Vm>(
+    vm: &Arc<V>,
+    machine: &Arc<Machine<V>>,
+    config: &VmConfig,
+    order: &str,
+    smbios: &smbios::Blobs,
+) -> Result<Items> {
+    let mut items = Items::new(u32::from(config.cpus), config.smbios.uuid);
     items.file("etc/e820", e820::firmware_map(vm.memory()))?;
+    items.file(smbios::ANCHOR_FILE, smbios.anchor.as_slice())?;
+    items.file(smbios::TABLES_FILE, smbios.tables.as_slice())?;
+    type Part = fn(acpi::Blobs) -> Vec<u8>;
+    let parts: [(&str, Part); 3] = [
+        (acpi::TABLES_FILE, |blobs| blobs.tables),
+        (acpi::RSDP_FILE, |blobs| blobs.rsdp),
+        (acpi::LOADER_FILE, |blobs| blobs.loader),
+    ];
+    for (name, part) in parts {
+        // The machine holds the device that holds this.
+        let machine = Arc::downgrade(machine);
+        let blobs = move || machine.upgrade().map(|machine| machine.acpi_blobs());
+        items.made(
+            name,
+            Box::new(move || blobs().map(part).unwrap_or_default()),
+        )?;
+    }
     if !order.is_empty() {
         items.file("bootorder", order.as_bytes())?;
     }
@@ -104,7 +154,7 @@ fn fw_cfg<V: Vm>(vm: &Arc<V>, config: &VmConfig, order: &str) -> Result<FwCfg> {
         let added = blob(file).and_then(|bytes| items.file(&file.name, bytes));
         added.with_context(|| format!("{}: fw_cfg.\"{}\"", file.place, file.name))?;
     }
-    Ok(FwCfg::new(items, Arc::clone(vm.memory())))
+    Ok(items)
 }
 
 fn blob(file: &FwCfgFile) -> Result<Vec<u8>> {
@@ -137,26 +187,30 @@ impl<V: Vm> Guest<V> {
         vcpus: &VcpuSet<C>,
         restart: bool,
     ) -> Result<()> {
-        let (kernel, initrd, cmdline) = match self {
-            Self::Kernel {
-                kernel,
-                initrd,
-                cmdline,
-            } => (kernel, initrd, cmdline),
-            Self::Firmware(firmware) => {
+        let Self::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+            smbios,
+            address_bits,
+        } = self
+        else {
+            if let Self::Firmware(firmware) = self {
                 firmware.reset();
-                return Ok(());
             }
+            return Ok(());
         };
         let memory = vm.memory();
         machine.assign_resources()?;
         let rsdp = machine.write_acpi(memory)?;
+        machine.write_smbios(memory, smbios)?;
         let direct = DirectBoot {
             kernel,
             initrd: initrd.as_ref(),
             cmdline,
             e820: &e820::map(memory),
             rsdp,
+            address_bits: *address_bits,
             used: restart,
         };
         let entry = boot::load(memory, &direct)?;

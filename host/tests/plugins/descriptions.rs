@@ -105,7 +105,7 @@ fn a_description_that_makes_no_sense_is_refused() {
         ),
         (
             &["-DPIN_COUNT=1", "-DIRQ=2"],
-            "ISA interrupt 2 belongs to the board (timer, cascade, clock or coprocessor)",
+            "ISA interrupt 2 belongs to the board's interrupt controllers",
         ),
         (
             &["-DHID=\"NOT A HID AT ALL\""],

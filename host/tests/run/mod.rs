@@ -19,7 +19,14 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const HOST: &str = env!("CARGO_BIN_EXE_vmm-host");
-const PLUGINS: [&str; 5] = ["uart", "console", "virtio-block", "file", "memory"];
+const PLUGINS: [&str; 6] = [
+    "uart",
+    "console",
+    "virtio-block",
+    "file",
+    "memory",
+    "pvpanic",
+];
 
 /// Whether guests can run here. If not, says that `test` is skipped and why.
 pub fn kvm(test: &str) -> bool {
@@ -185,9 +192,16 @@ impl Scene {
         self.start(vm).wait()
     }
 
-    /// A client of the socket `name`, which has to be there already.
+    /// A client of the socket `name`, which has to be there already: a moment later it listens.
     pub fn connect(&self, name: &str) -> UnixStream {
-        let stream = UnixStream::connect(self.path(name)).unwrap();
+        let start = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(self.path(name)) {
+                Ok(stream) => break stream,
+                Err(error) if start.elapsed() > PATIENCE => panic!("{name}: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        };
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream
@@ -385,7 +399,8 @@ impl Ran {
             (Some(code), None),
             "{self}"
         );
-        assert!(!self.err.contains("panicked"), "{self}");
+        // As Rust puts it; of a guest the log may say the same.
+        assert!(!self.err.contains("panicked at"), "{self}");
         self
     }
 

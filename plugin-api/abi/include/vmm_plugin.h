@@ -330,6 +330,11 @@
 #define VMM_REQUEST_POWER_OFF 2
 
 /*
+ `ControlTable::request`: end the VM as failed, because the guest is beyond help.
+ */
+#define VMM_REQUEST_FAILURE 3
+
+/*
  The answer to a question for an interface by name.
  */
 typedef struct {

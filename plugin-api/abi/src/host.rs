@@ -40,6 +40,8 @@ pub const DOORBELL_MATCH: u32 = 1;
 pub const REQUEST_RESET: u32 = 1;
 /// [`ControlTable::request`]: switch it off, as if the guest had.
 pub const REQUEST_POWER_OFF: u32 = 2;
+/// [`ControlTable::request`]: end the VM as failed, because the guest is beyond help.
+pub const REQUEST_FAILURE: u32 = 3;
 
 /// One range of guest RAM, mapped into this process. Another process can map the same by `fd` and `fd_offset`.
 #[repr(C)]

@@ -191,7 +191,7 @@ impl FakeHost {
         self.collect(|i| lock(&i.hold).iter().cloned().collect())
     }
 
-    /// Requests for reset or power off: `REQUEST_*` and why.
+    /// Requests for reset, power off or failure: `REQUEST_*` and why.
     #[must_use]
     pub fn requests(&self) -> Vec<(u32, String)> {
         self.collect(|i| lock(&i.requests).clone())

@@ -31,6 +31,8 @@ const GUEST_PACKAGES: &[&str] = &[
     "util-linux",
     "ovmf",
     "memtest86+",
+    "dmidecode",
+    "acpica-tools",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -38,6 +40,9 @@ const GUEST_PROGRAMS: &[&str] = &[
     "sbin/mke2fs",
     "sbin/e2fsck",
     "sbin/blkdiscard",
+    "usr/sbin/dmidecode",
+    "usr/bin/acpidump",
+    "usr/bin/iasl",
 ];
 /// Firmware for guests, code and variables apart and both in one, and a program that is no Linux.
 const FILES: &[&str] = &[
@@ -55,6 +60,8 @@ const GUEST_MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_blk",
 ];
+/// Modules of the guest's root disk.
+const GUEST_ROOT_MODULES: &[&str] = &["button", "evdev", "msr", "pvpanic", "pvpanic-mmio"];
 /// Modules of level 1, in the order of loading.
 const LEVEL1_MODULES: &[&str] = &["irqbypass", "kvm", "kvm-amd"];
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -232,7 +239,7 @@ impl Lab {
             &tree.join("usr/share/misc/pci.ids"),
         )?;
         self.libraries(&tree.join("lib"))?;
-        for name in ["button", "evdev", "msr"] {
+        for name in GUEST_ROOT_MODULES {
             copy(
                 &self.module(name)?,
                 &tree.join(format!("lib/modules/{name}.ko")),

@@ -11,8 +11,8 @@ use std::time::Duration;
 /// What level 1 itself may take beside its jobs.
 const OVERHEAD: Duration = Duration::from_secs(180);
 /// Without XSAVE: the emulated SVM does not hand a guest's XSETBV to KVM, so that KVM shows the
-/// guest a size of the state (CPUID leaf 13) that does not match, and its kernel complains.
-const CPU: &str = "max,xsave=off";
+/// guest a size of the state (CPUID leaf 13) that does not match, and its kernel complains. What needs XSAVE goes with it.
+const CPU: &str = "max,xsave=off,avx=off,avx2=off";
 const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
 
 fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result<Command> {

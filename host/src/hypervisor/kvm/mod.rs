@@ -41,6 +41,10 @@ use routing::Routing;
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = 0xfeff_d000;
 
+/// Where messages to local APICs go, and the delivery mode of an NMI in their data.
+const MSI_ADDRESS: u64 = 0xfee0_0000;
+const MSI_NMI: u32 = 0b100 << 8;
+
 /// `KVMIO` of linux/kvm.h.
 const KVMIO: u8 = 0xae;
 type SetIrqfd = Setter<{ opcode::write::<kvm_irqfd>(KVMIO, 0x76) }, kvm_irqfd>;
@@ -115,6 +119,11 @@ impl Vm for KvmVm {
         self.max_vcpus
     }
 
+    fn cpuid(&self, model: &CpuModel) -> CpuidProfile {
+        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
+        profile.for_cpu(model.topology, 0)
+    }
+
     fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
         let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
         if cpu == 0 && model.topology.threads() > 1 && profile.hides_threads() {
@@ -187,6 +196,21 @@ impl Vm for KvmVm {
     fn unbind_doorbell(&self, doorbell: Doorbell, fd: BorrowedFd<'_>) -> Result<()> {
         self.ioeventfd(doorbell, fd, 1 << kvm_ioeventfd_flag_nr_deassign)
             .with_context(|| format!("KVM does not know {doorbell:x?}"))
+    }
+
+    fn set_level_triggered(&self, irqs: u16) -> Result<()> {
+        power_on::set_trigger_modes(&self.fd, irqs)
+    }
+
+    /// As a message with delivery mode NMI (Intel SDM volume 3, section 11.11.2): KVM_NMI is an ioctl of the vCPU, which waits
+    /// until that leaves the guest by itself.
+    fn inject_nmi(&self, cpu: u32) -> Result<()> {
+        ensure!(cpu < self.max_vcpus, "There is no vCPU {cpu}");
+        self.send_msi(Msi {
+            address: MSI_ADDRESS | u64::from(cpu) << 12,
+            data: MSI_NMI,
+        })
+        .with_context(|| format!("KVM refused an NMI for vCPU {cpu}"))
     }
 
     fn reset(&self) -> Result<()> {

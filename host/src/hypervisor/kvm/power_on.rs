@@ -54,6 +54,29 @@ pub fn reset_chips(vm: &VmFd) -> Result<()> {
         .context("KVM refused the PIT's power-on state")
 }
 
+/// Sets the 8259s' edge/level control registers: bit n of `irqs` makes input n a level.
+pub fn set_trigger_modes(vm: &VmFd, irqs: u16) -> Result<()> {
+    let [master, slave] = irqs.to_le_bytes();
+    for (chip_id, level) in [
+        (KVM_IRQCHIP_PIC_MASTER, master),
+        (KVM_IRQCHIP_PIC_SLAVE, slave),
+    ] {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        vm.get_irqchip(&mut chip)
+            .context("KVM does not tell the 8259's state")?;
+        // SAFETY: for these two chips the ioctl fills and takes this field.
+        unsafe {
+            chip.chip.pic.elcr = level & chip.chip.pic.elcr_mask;
+        }
+        vm.set_irqchip(&chip)
+            .context("KVM refused the 8259's trigger modes")?;
+    }
+    Ok(())
+}
+
 /// What KVM gave a new vCPU, kept to be given back.
 #[derive(Debug)]
 pub struct PowerOn {

@@ -1,194 +1,84 @@
-//! The DSDT: the PCI root with its windows and interrupt routing, fixed devices, and how to turn the power off.
+//! The DSDT: CPUs, the PCI root with its windows, fixed devices, and how to turn the power off.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, PackageBuilder, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace, AddressSpaceCacheable, IO, Memory32Fixed, Package, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
-use acpi_tables::{Aml, AmlSink};
 
-use super::{Contents, IsaDevice, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::aml::{Raw, device, hid, name, ports, raw, resources};
+use super::{Contents, LAST_BUS, OEM_ID, OEM_REVISION, OEM_TABLE_ID, Windows, isa, links};
 use crate::machine::pm::SLP_TYP_S5;
-use crate::machine::rtc::RTC_PORT;
 use crate::machine::{ECAM_BASE, ECAM_LEN};
-use crate::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN, intx_gsi};
-
-/// PCI devices per bus and pins per device.
-const DEVICES: u8 = 32;
-const PINS: u8 = 4;
-
-/// AML that was made already.
-struct Raw(Vec<u8>);
-
-impl Aml for Raw {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
-}
-
-fn raw(aml: &dyn Aml) -> Raw {
-    Raw(super::bytes(aml))
-}
+use crate::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN};
 
 /// Differentiated System Description Table.
 pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
-    let bus = Scope::new(
-        "_SB_".into(),
-        vec![&pci_root(contents), &ecam_reservation()],
-    )
-    .to_bytes();
+    let mut objects = vec![pci_root(contents), board_resources(contents)];
+    // The UID is what the MADT calls the same CPU.
+    objects.extend((0..contents.apic_ids.len()).map(|uid| {
+        let children = [hid("ACPI0007"), name("_UID", &(uid as u32))];
+        device(&format!("C{uid:03X}"), &children)
+    }));
+    let objects = objects.iter().map(|object| object as &dyn Aml).collect();
+    let bus = raw(&Scope::new("_SB_".into(), objects));
     let sleep_type = SLP_TYP_S5 as u8;
-    let s5 = raw(&Name::new(
-        "_S5_".into(),
+    let s5 = name(
+        "_S5_",
         &Package::new(vec![&sleep_type, &sleep_type, &ZERO, &ZERO]),
-    ));
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    table.append_slice(&bus);
+    );
+    // Revision 2: integers of 64 bits (ACPI 6.4 section 5.2.11.1).
+    let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&bus.0);
     table.append_slice(&s5.0);
     table.as_slice().to_vec()
 }
 
-trait ToBytes {
-    fn to_bytes(&self) -> Vec<u8>;
-}
-
-impl<T: Aml> ToBytes for T {
-    fn to_bytes(&self) -> Vec<u8> {
-        super::bytes(self)
-    }
-}
-
 fn pci_root(contents: &Contents<'_>) -> Raw {
-    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A03"));
-    let uid = Name::new("_UID".into(), &ZERO);
-    let bus_number = Name::new("_BBN".into(), &ZERO);
-    let windows = windows(contents);
-    let routing = routing();
-    let isa = isa_bridge(contents.isa);
-    raw(&Device::new(
-        "PCI0".into(),
-        vec![&hid, &uid, &bus_number, &windows, &routing, &isa],
-    ))
+    let children = [
+        hid("PNP0A03"),
+        name("_UID", &ZERO),
+        name("_BBN", &ZERO),
+        windows(contents.windows),
+        isa::isa_bridge(contents),
+        links::routing("\\_SB_.PCI0.ISA_"),
+    ];
+    device("PCI0", &children)
 }
 
 /// `_CRS`: what the root passes on to PCI, around the configuration ports, which it keeps.
-fn windows(contents: &Contents<'_>) -> Raw {
-    let (low, high) = (contents.apertures.mmio32, contents.apertures.mmio64);
-    let ports = (CONFIG_PORTS, CONFIG_PORTS_LEN);
+fn windows(windows: &Windows) -> Raw {
     let uncached = AddressSpaceCacheable::NotCacheable;
-    raw(&Name::new(
-        "_CRS".into(),
-        &ResourceTemplate::new(vec![
-            &AddressSpace::new_bus_number(0_u16, 0xff),
-            &IO::new(ports.0, ports.0, 1, ports.1 as u8),
-            &AddressSpace::new_io(0_u16, ports.0 - 1, None),
-            &AddressSpace::new_io(ports.0 + ports.1, 0xffff, None),
-            &AddressSpace::new_memory(uncached, true, low.first as u32, low.last as u32, None),
-            &AddressSpace::new_memory(uncached, true, high.first, high.last, None),
-        ]),
-    ))
-}
-
-/// `_PRT`: every pin of every device straight to its I/O APIC input, which is the same number on the 8259s.
-fn routing() -> Raw {
-    let mut table = PackageBuilder::new();
-    for device in 0..DEVICES {
-        for pin in 0..PINS {
-            let address = u32::from(device) << 16 | 0xffff;
-            let gsi = intx_gsi(device, pin + 1);
-            table.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
-        }
-    }
-    raw(&Name::new("_PRT".into(), &table))
-}
-
-/// The ISA bridge and what is behind it.
-fn isa_bridge(devices: &[IsaDevice]) -> Raw {
-    let address = Name::new("_ADR".into(), &0x0001_0000_u32);
-    let rtc = rtc();
-    let devices: Vec<Raw> = devices
-        .iter()
-        .enumerate()
-        .map(|(number, device)| isa_device(number, devices, device))
-        .collect();
-    let mut children: Vec<&dyn Aml> = vec![&address, &rtc];
-    children.extend(devices.iter().map(|device| device as &dyn Aml));
-    raw(&Device::new("ISA_".into(), children))
-}
-
-fn rtc() -> Raw {
-    raw(&Device::new(
-        "RTC_".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&IO::new(RTC_PORT, RTC_PORT, 1, 2)]),
-            ),
-        ],
-    ))
-}
-
-fn isa_device(number: usize, all: &[IsaDevice], device: &IsaDevice) -> Raw {
-    let hid = if device.hid.len() == 7 {
-        Name::new("_HID".into(), &EISAName::new(&device.hid))
-    } else {
-        Name::new("_HID".into(), &device.hid)
-    };
-    // Counts devices with the same hardware id, as operating systems number them.
-    let uid = all[..number]
-        .iter()
-        .filter(|other| other.hid == device.hid)
-        .count() as u32;
-    let mut resources = Vec::new();
-    for &(first, count) in &device.ports {
-        resources.push(match u8::try_from(count) {
-            Ok(count) => raw(&IO::new(first, first, 1, count)),
-            Err(_) => raw(&AddressSpace::new_io(
-                first,
-                first.saturating_add(count - 1),
-                None,
-            )),
-        });
-    }
-    if let Some((irq, level)) = device.irq {
-        resources.push(raw(&Interrupt::new(
-            true,
-            !level,
-            false,
-            level,
-            u32::from(irq),
+    let (config, count) = (CONFIG_PORTS, CONFIG_PORTS_LEN);
+    let mut all = vec![
+        raw(&AddressSpace::new_bus_number(0_u16, u16::from(LAST_BUS))),
+        raw(&IO::new(config, config, 1, count as u8)),
+        raw(&AddressSpace::new_io(0_u16, config - 1, None)),
+        raw(&AddressSpace::new_io(config + count, 0xffff, None)),
+    ];
+    for window in &windows.mmio32 {
+        let (first, last) = (window.first as u32, window.last as u32);
+        all.push(raw(&AddressSpace::new_memory(
+            uncached, true, first, last, None,
         )));
     }
-    let resources = resources
-        .iter()
-        .map(|resource| resource as &dyn Aml)
-        .collect();
-    raw(&Device::new(
-        Path::new(&format!("D{number:03X}")),
-        vec![
-            &hid,
-            &Name::new("_UID".into(), &uid),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(resources)),
-        ],
-    ))
+    let high = windows.mmio64;
+    all.push(raw(&AddressSpace::new_memory(
+        uncached, true, high.first, high.last, None,
+    )));
+    resources(&all)
 }
 
-/// The ECAM window has to be claimed by a board device, or the guest won't trust it (PCI Firmware 3.0 section 4.1.2).
-fn ecam_reservation() -> Raw {
-    raw(&Device::new(
-        "MBRD".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
-            &Name::new("_UID".into(), &ZERO),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&Memory32Fixed::new(
-                    true,
-                    ECAM_BASE as u32,
-                    ECAM_LEN as u32,
-                )]),
-            ),
-        ],
-    ))
+/// What the board itself takes: the ECAM window, which the guest won't trust unless a board device claims it
+/// (PCI Firmware 3.0 section 4.1.2), and the ports of no device of their own.
+fn board_resources(contents: &Contents<'_>) -> Raw {
+    let ecam = Memory32Fixed::new(true, ECAM_BASE as u32, ECAM_LEN as u32);
+    let mut all = vec![raw(&ecam)];
+    for &(first, count) in contents.board_ports {
+        all.push(ports(first, count));
+    }
+    device(
+        "MBRD",
+        &[hid("PNP0C02"), name("_UID", &ZERO), resources(&all)],
+    )
 }

@@ -1,10 +1,16 @@
 //! ACPI tables: how the guest learns of CPUs, interrupt wiring, PCI windows and power management.
 //!
-//! The set is small and of fixed shape: RSDP, XSDT, FADT, MADT, MCFG, FACS, and a DSDT with the PCI root and the
-//! fixed devices. They lie in the ROM area below 1 MiB, where a guest without boot protocol searches too.
+//! The set is small and of fixed shape: RSDP, XSDT, FADT, MADT, MCFG, FACS, and a DSDT with CPUs, the PCI root and the
+//! fixed devices. Firmware gets it as [`Blobs`] to link; for direct boot it lies in the ROM area below 1 MiB, where a
+//! guest without boot protocol searches too.
 
+mod aml;
 mod dsdt;
+mod isa;
+mod links;
+mod loader;
 mod tables;
+mod windows;
 
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
@@ -12,15 +18,29 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, facs::FACS};
 use anyhow::{Result, ensure};
 
-use super::e820::TABLES;
-use super::{ECAM_BASE, ECAM_LEN};
-use crate::pci::Apertures;
+use super::ECAM_BASE;
 
-/// End of the area that the tables may use.
-const AREA_END: u64 = 0x10_0000;
+pub use loader::{Blobs, LOADER_FILE, RSDP_FILE, TABLES_FILE};
+pub(super) use windows::Windows;
+
+use loader::Blob;
+
 const OEM_ID: [u8; 6] = *b"VMMHST";
 const OEM_TABLE_ID: [u8; 8] = *b"VMM-HOST";
 const OEM_REVISION: u32 = 1;
+
+/// There is no bridge, so there is no further bus. Linux looks at every device of every bus that the tables tell of:
+/// thousands of exits for 256 of them.
+const LAST_BUS: u8 = 0;
+
+/// XSDT: offset of the first pointer (ACPI 6.4 table 5.8).
+const XSDT_ENTRIES: usize = 36;
+/// RSDP: offsets of checksum, XSDT address and extended checksum, and the length that the first one covers
+/// (ACPI 6.4 table 5.3).
+const RSDP_CHECKSUM: usize = 8;
+const RSDP_XSDT: usize = 24;
+const RSDP_EXTENDED_CHECKSUM: usize = 32;
+const RSDP_ACPI1_LEN: usize = 20;
 
 /// A device at fixed ports that the guest should find by ACPI.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,19 +55,24 @@ pub struct IsaDevice {
     pub irq: Option<(u8, bool)>,
 }
 
-/// What the tables say about this machine.
-pub(super) struct Contents<'a> {
-    /// The local APIC id of each CPU.
-    pub apic_ids: &'a [u32],
-    pub apertures: &'a Apertures,
-    pub isa: &'a [IsaDevice],
+/// Devices of the board that not every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BoardDevices {
+    /// Keyboard and mouse at a PS/2 controller.
+    pub ps2: bool,
+    /// QEMU's firmware configuration device.
+    pub fw_cfg: bool,
 }
 
-/// All tables as one block of guest memory.
-pub(super) struct Tables {
-    /// Guest address of `bytes`, and of the RSDP, which comes first.
-    pub base: u64,
-    pub bytes: Vec<u8>,
+/// What the tables say about this machine.
+pub(super) struct Contents<'a> {
+    /// Local APIC id of each CPU. A CPU's number is its UID.
+    pub apic_ids: &'a [u32],
+    pub windows: &'a Windows,
+    pub board: BoardDevices,
+    /// Ports of the board that belong to no listed device: first port, how many.
+    pub board_ports: &'a [(u16, u16)],
+    pub isa: &'a [IsaDevice],
 }
 
 /// Checks a hardware id before it goes into AML (ACPI 6.4 section 6.1.5).
@@ -76,45 +101,69 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// Lays the tables out from [`TABLES`] on.
+/// Where direct boot puts the tables, of which [`link`] leaves the RSDP to its caller.
+pub(super) struct Place {
+    /// First address of the tables, without the RSDP; a multiple of 64.
+    pub tables: u64,
+    /// First address that they must leave free.
+    pub end: u64,
+}
+
+/// Makes all tables.
+pub(super) fn build(contents: &Contents<'_>) -> Blobs {
+    let mut blobs = Blobs::default();
+    // The guest writes to the FACS; at the front it is aligned for that.
+    let facs = blobs.add(&bytes(&FACS::new()), loader::TABLES_ALIGN as usize);
+    let dsdt = blobs.add(&dsdt::dsdt(contents), 16);
+    blobs.seal(dsdt);
+    let fadt = blobs.add(
+        &tables::fadt(facs as u32, dsdt as u32, contents.board.ps2),
+        16,
+    );
+    for (field, width) in tables::FADT_POINTERS {
+        blobs.pointer(Blob::Tables, fadt + field, width);
+    }
+    blobs.seal(fadt);
+    let madt = blobs.add(&tables::madt(contents.apic_ids), 16);
+    blobs.seal(madt);
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(ECAM_BASE, 0, 0, LAST_BUS);
+    let mcfg = blobs.add(&bytes(&mcfg), 16);
+    blobs.seal(mcfg);
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let listed = [fadt, madt, mcfg];
+    for table in listed {
+        xsdt.add_entry(table as u64);
+    }
+    let xsdt = blobs.add(&bytes(&xsdt), 16);
+    for entry in 0..listed.len() {
+        blobs.pointer(Blob::Tables, xsdt + XSDT_ENTRIES + 8 * entry, 8);
+    }
+    blobs.seal(xsdt);
+    blobs.rsdp = bytes(&Rsdp::new(OEM_ID, xsdt as u64));
+    blobs.pointer(Blob::Rsdp, RSDP_XSDT, 8);
+    let (first, all) = (RSDP_ACPI1_LEN, blobs.rsdp.len());
+    blobs.checksum(Blob::Rsdp, RSDP_CHECKSUM, 0, first);
+    blobs.checksum(Blob::Rsdp, RSDP_EXTENDED_CHECKSUM, 0, all);
+    blobs.write_loader();
+    blobs
+}
+
+/// Links the tables for direct boot.
 ///
 /// # Errors
-/// They don't fit, which takes thousands of CPUs.
-pub(super) fn build(contents: &Contents<'_>) -> Result<Tables> {
-    let mut block = Vec::new();
-    // The XSDT's pointers are only known at the end; room for the RSDP is kept at the front.
-    let mut place = |table: &[u8], align: usize| {
-        block.resize(block.len().next_multiple_of(align), 0);
-        let address = TABLES + block.len() as u64;
-        block.extend_from_slice(table);
-        address
-    };
-    let rsdp_at = place(&[0; 36], 16);
-    // The FACS is shared with the guest and aligned for that (ACPI 6.4 section 5.2.10).
-    let facs = place(&bytes(&FACS::new()), 64);
-    let dsdt = place(&dsdt::dsdt(contents), 16);
-    let fadt = place(&tables::fadt(facs, dsdt), 16);
-    let madt = place(&tables::madt(contents.apic_ids), 16);
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM_BASE, 0, 0, ((ECAM_LEN >> 20) - 1) as u8);
-    let mcfg = place(&bytes(&mcfg), 16);
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
-        xsdt.add_entry(table);
-    }
-    let xsdt = place(&bytes(&xsdt), 16);
-    let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
-    block[..rsdp.len()].copy_from_slice(&rsdp);
-    let end = rsdp_at + block.len() as u64;
+/// They don't fit, which takes more than a thousand CPUs.
+pub(super) fn link(contents: &Contents<'_>, place: &Place) -> Result<Blobs> {
+    let mut blobs = build(contents);
+    let end = place.tables + blobs.tables.len() as u64;
     ensure!(
-        end <= AREA_END,
-        "the ACPI tables for {} CPUs end at {end:#x}, beyond {AREA_END:#x}",
-        contents.apic_ids.len()
+        end <= place.end,
+        "the ACPI tables for {} CPUs end at {end:#x}, beyond {:#x}",
+        contents.apic_ids.len(),
+        place.end
     );
-    Ok(Tables {
-        base: rsdp_at,
-        bytes: block,
-    })
+    blobs.link(place.tables)?;
+    Ok(blobs)
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use crate::pci::LINK_GSI;
 /// FADT flags (ACPI 6.4 table 5.10): WBINVD, C1 works, no sleep button, RTC can't wake, 32-bit timer, reset register.
 /// The power button flag stays 0: there is one, in the fixed registers.
 const FADT_FLAGS: u32 = 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
-/// IA-PC boot flags (ACPI 6.4 table 5.11): devices on the ISA bus; no VGA. No keyboard controller: its flag stays 0.
+/// IA-PC boot flags (ACPI 6.4 table 5.11): devices on the ISA bus, no VGA.
 const BOOT_FLAGS: u16 = 1 | 1 << 2;
+/// The flag of a keyboard controller.
+const BOOT_8042: u16 = 1 << 1;
 /// A latency that says there is no such C state.
 const NO_C2: u16 = 0xfff;
 const NO_C3: u16 = 0xfff;
@@ -34,13 +36,22 @@ fn port(address: u16, bits: u8, access: u8) -> [u8; 12] {
     gas
 }
 
-/// Fixed ACPI Description Table, revision 6.
-pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
+/// The revision of ACPI that the tables agree with is 6.5; of what it added to 6.4, which comments here cite, none is on
+/// this board. The MADT's revision follows from it (ACPI 6.5 table 5.19).
+const FADT_MINOR: u8 = 5;
+const MADT_REVISION: u8 = 6;
+
+/// FADT: which fields are pointers, and their widths: FIRMWARE_CTRL, DSDT, X_DSDT. The FACS, being below 4 GiB, has no
+/// second one (ACPI 6.4 table 5.9).
+pub(super) const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
+
+/// Fixed ACPI Description Table, revision 6 with its minor part.
+pub(super) fn fadt(facs: u32, dsdt: u32, ps2: bool) -> Vec<u8> {
     let mut table = Sdt::new(*b"FACP", 276, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let (event, control) = (PM_BASE + PM1_EVENT, PM_BASE + PM1_CONTROL);
     let timer = PM_BASE + PM_TIMER;
-    table.write_u32(36, facs as u32);
-    table.write_u32(40, dsdt as u32);
+    table.write_u32(36, facs);
+    table.write_u32(40, dsdt);
     table.write_u16(46, u16::from(SCI));
     // SMI_CMD (48) stays 0: the machine is in ACPI mode from the start.
     table.write_u32(56, u32::from(event));
@@ -51,11 +62,13 @@ pub(super) fn fadt(facs: u64, dsdt: u64) -> Vec<u8> {
     table.write_u16(96, NO_C2);
     table.write_u16(98, NO_C3);
     table.write_u8(108, CENTURY);
-    table.write_u16(109, BOOT_FLAGS);
+    let keyboard = if ps2 { BOOT_8042 } else { 0 };
+    table.write_u16(109, BOOT_FLAGS | keyboard);
     table.write_u32(112, FADT_FLAGS);
     table.write_bytes(116, &port(RESET_PORT, 8, 1));
     table.write_u8(128, RESET_VALUE);
-    table.write_u64(140, dsdt);
+    table.write_u8(131, FADT_MINOR);
+    table.write_u64(140, u64::from(dsdt));
     table.write_bytes(148, &port(event, 32, 2));
     table.write_bytes(172, &port(control, 16, 2));
     table.write_bytes(208, &port(timer, 32, 3));
@@ -73,12 +86,13 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     let mut body = (LAPIC_BASE as u32).to_le_bytes().to_vec();
     // There is a pair of 8259s too.
     body.extend(1_u32.to_le_bytes());
-    for (cpu, &id) in (0u32..).zip(apic_ids) {
+    // Ids never are smaller than the numbers of their CPUs, so a small entry has room for both.
+    for (uid, &id) in (0_u32..).zip(apic_ids) {
         if id < FIRST_X2APIC {
-            body.extend([0, 8, cpu as u8, id as u8, 1, 0, 0, 0]);
+            body.extend([0, 8, uid as u8, id as u8, 1, 0, 0, 0]);
         } else {
             body.extend([9, 16, 0, 0]);
-            for word in [id, 1, cpu] {
+            for word in [id, 1, uid] {
                 body.extend(word.to_le_bytes());
             }
         }
@@ -100,7 +114,14 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     if apic_ids.iter().any(|&id| id >= FIRST_X2APIC) {
         body.extend([10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
     }
-    let mut table = Sdt::new(*b"APIC", 36, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(
+        *b"APIC",
+        36,
+        MADT_REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
     table.append_slice(&body);
     table.as_slice().to_vec()
 }

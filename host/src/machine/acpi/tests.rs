@@ -3,22 +3,18 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+
+mod firmware;
+mod links;
 use crate::pci::Aperture;
 
-const APERTURES: Apertures = Apertures {
-    io: Aperture {
-        first: 0xc000,
-        last: 0xffff,
-    },
-    mmio32: Aperture {
-        first: 0xc000_0000,
-        last: 0xdfff_ffff,
-    },
-    mmio64: Aperture {
+fn windows() -> Windows {
+    let aperture = Aperture {
         first: 0x1_4000_0000,
         last: 0x11_3fff_ffff,
-    },
-};
+    };
+    Windows::new(0x1000_0000, aperture, &[])
+}
 
 fn devices() -> Vec<IsaDevice> {
     let device = |name: &str, hid: &str, ports: &[(u16, u16)], irq| IsaDevice {
@@ -40,13 +36,26 @@ fn devices() -> Vec<IsaDevice> {
     ]
 }
 
-fn build_for(apic_ids: &[u32]) -> Tables {
-    build(&Contents {
+/// Calls `make` with a machine of CPUs with these ids.
+fn with<T>(apic_ids: &[u32], ps2: bool, make: impl FnOnce(&Contents<'_>) -> T) -> T {
+    make(&Contents {
         apic_ids,
-        apertures: &APERTURES,
+        windows: &windows(),
+        board: BoardDevices { ps2, fw_cfg: ps2 },
+        board_ports: &[(0xb000, 0x40), (0xafe0, 4)],
         isa: &devices(),
     })
-    .unwrap()
+}
+
+/// The tables as direct boot leaves them, in the order of [`walk`].
+fn direct(cpus: u32, ps2: bool) -> Vec<(String, Vec<u8>)> {
+    let ids: Vec<u32> = (0..cpus).collect();
+    let place = Place {
+        tables: 0xe_0000,
+        end: 0xf_0000,
+    };
+    let blobs = with(&ids, ps2, |contents| link(contents, &place)).unwrap();
+    walk(&blobs.rsdp, &blobs.tables, 0xe_0000)
 }
 
 fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
@@ -61,16 +70,15 @@ fn sum(bytes: &[u8]) -> u8 {
 }
 
 /// Walks from the RSDP as a guest does, and returns every table by signature.
-fn walk(tables: &Tables) -> Vec<(String, Vec<u8>)> {
+fn walk(rsdp: &[u8], tables: &[u8], base: u64) -> Vec<(String, Vec<u8>)> {
     let at = |address: u64| {
-        let start = usize::try_from(address - tables.base).unwrap();
-        let len = number(&tables.bytes, start + 4, 4) as usize;
-        let table = tables.bytes[start..start + len].to_vec();
+        let start = usize::try_from(address - base).unwrap();
+        let len = number(tables, start + 4, 4) as usize;
+        let table = tables[start..start + len].to_vec();
         (String::from_utf8(table[..4].to_vec()).unwrap(), table)
     };
-    let rsdp = &tables.bytes[..36];
-    assert_eq!(&rsdp[..8], b"RSD PTR ");
-    assert_eq!((sum(&rsdp[..20]), sum(rsdp), tables.base % 16), (0, 0, 0));
+    assert_eq!((&rsdp[..8], rsdp.len()), (&b"RSD PTR "[..], 36));
+    assert_eq!((sum(&rsdp[..20]), sum(rsdp)), (0, 0));
     let xsdt = at(number(rsdp, 24, 8));
     let mut found: Vec<_> = xsdt.1[36..]
         .chunks(8)
@@ -96,14 +104,14 @@ fn walk(tables: &Tables) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_guest_finds_every_table_with_a_good_checksum() {
-    let found = walk(&build_for(&[0, 1]));
+    let found = direct(2, true);
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT", "XSDT", "FACS"]);
 }
 
 #[test]
 fn the_fadt_points_at_the_registers_there_are() {
-    let found = walk(&build_for(&[0]));
+    let found = direct(1, true);
     let fadt = &found[0].1;
     assert_eq!((fadt.len(), fadt[8]), (276, 6));
     assert_eq!(number(fadt, 46, 2), 9);
@@ -129,18 +137,15 @@ fn the_fadt_points_at_the_registers_there_are() {
         (&[1_u8, 8, 0, 1][..], 0xcf9, 6)
     );
     assert_eq!(number(fadt, 112, 4) & 0x410, 0x400);
-    // No keyboard controller, no VGA.
-    assert_eq!(number(fadt, 109, 2) & 0b110, 0b100);
+    // No VGA; a keyboard controller where there is one.
+    assert_eq!(number(fadt, 109, 2) & 0b110, 0b110);
+    assert_eq!(number(&direct(1, false)[0].1, 109, 2) & 0b110, 0b100);
 }
 
 #[test]
 fn the_madt_lists_every_cpu_once() {
-    let count = |cpus: u32| (0..cpus).collect();
-    let mut sets: Vec<Vec<u32>> = [1, 2, 254, 255, 256, 300].map(count).into();
-    // Two sockets of three cores.
-    sets.push(vec![0, 1, 2, 4, 5, 6]);
-    for cpus in sets {
-        let found = walk(&build_for(&cpus));
+    for cpus in [1, 2, 254, 255, 256, 300] {
+        let found = direct(cpus, true);
         let madt = &found[1].1;
         let (mut at, mut uids, mut ids, mut overrides) = (44, Vec::new(), Vec::new(), Vec::new());
         while at < madt.len() {
@@ -163,8 +168,8 @@ fn the_madt_lists_every_cpu_once() {
             at += usize::from(madt[at + 1]);
         }
         assert_eq!(at, madt.len());
-        assert_eq!(uids, (0..cpus.len() as u32).collect::<Vec<_>>());
-        assert_eq!(ids, cpus);
+        let all: Vec<u32> = (0..cpus).collect();
+        assert_eq!((uids, ids), (all.clone(), all));
         assert_eq!(
             overrides,
             [
@@ -179,16 +184,31 @@ fn the_madt_lists_every_cpu_once() {
 }
 
 #[test]
+fn a_cpu_has_the_id_that_its_topology_gives() {
+    let blobs = with(&[0, 1, 4, 256], true, build);
+    let at = find(&blobs.tables, b"APIC");
+    let entries = &blobs.tables[at + 44..];
+    assert_eq!(entries[..8], [0, 8, 0, 0, 1, 0, 0, 0]);
+    assert_eq!(entries[16..24], [0, 8, 2, 4, 1, 0, 0, 0]);
+    // An x2APIC's id, and then the same CPU's UID.
+    assert_eq!((entries[24], number(entries, 28, 4)), (9, 256));
+    assert_eq!(number(entries, 36, 4), 3);
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).position(|w| w == what).unwrap()
+}
+
+#[test]
 fn tables_that_do_not_fit_are_refused() {
-    let error = build(&Contents {
-        apic_ids: &vec![0; 100_000],
-        apertures: &APERTURES,
-        isa: &[],
-    })
-    .err()
-    .unwrap()
-    .to_string();
-    assert!(error.contains("100000 CPUs"), "{error}");
+    let ids: Vec<u32> = (0..4096).collect();
+    let place = Place {
+        tables: 0xe_0000,
+        end: 0xf_0000,
+    };
+    let result = with(&ids, true, |contents| link(contents, &place));
+    let error = result.err().unwrap().to_string();
+    assert!(error.contains("4096 CPUs"), "{error}");
 }
 
 #[test]
@@ -237,7 +257,8 @@ fn iasl(folder: &Path, name: &str, table: &[u8]) {
         !text.contains("Warning") && !text.contains("Error") && !text.contains("Invalid"),
         "{name}: {text}"
     );
-    let text = run(&["-p", "again", &source]);
+    // Without optimizing: paths stay as they were written.
+    let text = run(&["-oa", "-p", "again", &source]);
     assert!(text.contains("0 Errors, 0 Warnings"), "{name}: {text}");
     let again = fs::read(folder.join("again.aml")).unwrap();
     // The compiler stamps its own id and revision into the header: the contents have to be the same.
@@ -257,8 +278,7 @@ fn iasl_agrees_with_every_table() {
     }
     let folder = tempfile::tempdir().unwrap();
     for cpus in [1, 300] {
-        let apic_ids: Vec<u32> = (0..cpus).collect();
-        for (name, table) in walk(&build_for(&apic_ids)) {
+        for (name, table) in direct(cpus, true) {
             if name != "FACS" && name != "XSDT" {
                 iasl(folder.path(), &name, &table);
             }

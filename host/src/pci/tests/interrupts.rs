@@ -30,6 +30,34 @@ fn shared_lines_count_their_pins() {
 }
 
 #[test]
+fn a_link_that_moves_takes_its_level_along() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    let other = board.add("dev.b", "0.8.0", &desc());
+    let link = intx_link(4, 1);
+    assert_eq!(link, intx_link(8, 1));
+    board.lines.route(link, Some(5));
+    function.level(true).unwrap();
+    other.level(true).unwrap();
+    assert!(board.vm.line(5) && !board.vm.line(intx_gsi(4, 1)));
+    // The new line is held by another pin already: it stays high when the link leaves it.
+    let sci = board.lines.pin(9).unwrap();
+    sci.set(true);
+    board.lines.route(link, Some(9));
+    assert!(!board.vm.line(5) && board.vm.line(9));
+    board.lines.route(link, None);
+    assert!(board.vm.line(9));
+    sci.set(false);
+    assert!(!board.vm.line(9));
+    // Nobody hears a link without a line; what is still high arrives when it gets one.
+    function.level(false).unwrap();
+    board.lines.route(link, Some(3));
+    assert!(board.vm.line(3));
+    other.level(false).unwrap();
+    assert!(!board.vm.line(3));
+}
+
+#[test]
 fn intx_is_silent_while_disabled_or_replaced_by_msix() {
     let board = Board::new();
     let function = board.add("dev.a", "0.4.0", &desc());

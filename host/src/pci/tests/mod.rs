@@ -48,6 +48,7 @@ struct Board {
     vm: Arc<FakeVm>,
     buses: Arc<Buses>,
     root: Arc<Root<FakeVm>>,
+    lines: Arc<IrqLines<FakeVm>>,
     probe: Arc<Probe>,
 }
 
@@ -75,11 +76,11 @@ impl Board {
             .mmio
             .reserve("the I/O APIC", 0xfec0_0000, 0x1000)
             .unwrap();
-        let root = Root::new(
-            Arc::clone(&vm),
-            Arc::clone(&buses),
-            IrqLines::new(Arc::clone(&vm)),
-        );
+        let lines = IrqLines::new(Arc::clone(&vm));
+        for (link, gsi) in LINK_GSI.into_iter().enumerate() {
+            lines.route(link, Some(gsi));
+        }
+        let root = Root::new(Arc::clone(&vm), Arc::clone(&buses), Arc::clone(&lines));
         let reset: Arc<dyn Registers> = Arc::new(Probe::default());
         let ports = Arc::new(ConfigPorts::new(Arc::clone(&root), reset));
         buses
@@ -101,6 +102,7 @@ impl Board {
             vm,
             buses,
             root,
+            lines,
             probe: Arc::default(),
         }
     }
@@ -118,6 +120,7 @@ impl Board {
         let target = Target {
             registers: self.probe.clone(),
             live: Some(self.probe.clone()),
+            board: None,
         };
         self.root
             .add(&Arc::from(name), bdf.parse().unwrap(), desc, &[], target)

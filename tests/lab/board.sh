@@ -1,0 +1,19 @@
+# What Linux makes of the board's own devices, with SIGUSR2 to vmm-host as its NMI button.
+# lab: sees GUEST-DONE 0
+# lab: sees SIGUSR2: each CPU gets a non-maskable interrupt
+# lab: limit 180
+rm -f root.img
+gunzip -c root.img.gz >root.img
+vmm-host board-vm.toml </dev/null >/tmp/console 2>&1 &
+host=$!
+tries=0
+until grep -q GUEST-WAITING /tmp/console || [ $tries = 90 ]; do
+    sleep 1
+    tries=$((tries + 1))
+done
+kill -USR2 $host
+(sleep 80; kill -KILL $host) &
+wait $host
+code=$?
+cat /tmp/console
+exit $code
