@@ -313,8 +313,8 @@ impl Reader {
         if let Some(field) = place.field("default") {
             if spec.required {
                 field.expected("no default for a required option", &mut self.problems);
-            } else if matches!(spec.kind, OptionType::Ref(_)) {
-                field.expected("no default for a reference", &mut self.problems);
+            } else if matches!(spec.kind, OptionType::Ref(_) | OptionType::Readable) {
+                field.expected("no default for such a type", &mut self.problems);
             } else {
                 spec.default = spec.check(&field, &mut self.problems);
             }

@@ -94,6 +94,11 @@ fn each_slip_is_refused_with_its_line() {
             "line 20: `not_with` names no option: `path`",
         ),
         (
+            "type = \"u32\"\nrange = [1, 64]",
+            "type = \"readable\"",
+            "`default` in [option]: expected no default",
+        ),
+        (
             "default = \"16M\"",
             "shared = 1",
             "`shared` in [option]: expected `true` or `false`",
