@@ -51,7 +51,7 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
         // Interrupt vectors and the BIOS's variables, which firmware would have set up anew.
         memory.zero(0, PAGE)?;
     }
-    let loaded = match bzimage::load(boot.kernel, memory)? {
+    let loaded = match bzimage::load(boot.kernel, memory, boot.used)? {
         Some(loaded) => loaded,
         None => match elf::load(boot.kernel, memory, boot.used)? {
             Some(loaded) => loaded,
@@ -66,7 +66,7 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     write_cmdline(memory, boot.cmdline, &mut params.hdr)?;
     if let Some(initrd) = boot.initrd {
-        load_initrd(memory, initrd, loaded.end, &mut params.hdr)?;
+        load_initrd(memory, initrd, boot.used, loaded.end, &mut params.hdr)?;
     }
     write_e820(boot.e820, &mut params)?;
     memory.write(BOOT_PARAMS, params.as_slice())?;
@@ -94,6 +94,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str, header: &mut setup_header)
 fn load_initrd(
     memory: &GuestMemory,
     initrd: &Image,
+    used: bool,
     kernel_end: u64,
     header: &mut setup_header,
 ) -> Result<()> {
@@ -106,7 +107,7 @@ fn load_initrd(
              raise [main] memory"
         );
     };
-    initrd.load(memory, 0, address, size)?;
+    initrd.load(memory, used, 0, address, size)?;
     header.ramdisk_image = u32::try_from(address)?;
     header.ramdisk_size = u32::try_from(size)?;
     Ok(())

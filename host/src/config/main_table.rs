@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
+use super::backing;
 use super::document::{Table, Value};
 use super::profile::PROFILES;
 use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, OnFault};
+use crate::hypervisor::backing::Backing;
 
 /// Keys of `[main]`, the last seven of which exist for propolis files.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 20] = [
     "name",
     "cpus",
     "memory",
+    "hugepages",
+    "prefault",
+    "memory_file",
     "kernel",
     "initrd",
     "cmdline",
@@ -41,6 +46,7 @@ pub struct Main {
     pub name: String,
     pub cpus: u8,
     pub memory_bytes: u64,
+    pub backing: Backing,
     pub boot: Boot,
     pub exit_on_halt: u8,
     pub exit_on_reboot: Option<u8>,
@@ -86,6 +92,7 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
         let code = field(key)?.integer(0, 255, problems)?;
         u8::try_from(code).ok()
     };
+    let memory = field("memory").and_then(|field| memory(&field, memory_max, problems));
     Main {
         name: field("name")
             .and_then(|field| vm_name(&field, problems))
@@ -94,9 +101,8 @@ pub fn read(table: &Table, at: Span, memory_max: Option<u64>, problems: &mut Pro
             .and_then(|field| field.integer(1, CPUS_MAX, problems))
             .and_then(|cpus| u8::try_from(cpus).ok())
             .unwrap_or(1),
-        memory_bytes: field("memory")
-            .and_then(|field| memory(&field, memory_max, problems))
-            .unwrap_or(MIB),
+        backing: backing::read(&field, memory, problems),
+        memory_bytes: memory.unwrap_or(MIB),
         exit_on_halt: byte("exit_on_halt", problems).unwrap_or(0),
         exit_on_reboot: byte("exit_on_reboot", problems),
         on_fault: field("on_fault")

@@ -5,6 +5,7 @@
 //! and no resource is created here. Nothing else in the host knows TOML.
 
 mod backends;
+mod backing;
 mod devices;
 pub mod document;
 mod main_table;
@@ -236,6 +237,8 @@ fn check(
         name: main.name,
         cpus: main.cpus,
         memory_bytes: main.memory_bytes,
+        backing: main.backing,
+        board: profile::board(main_table::profile_name(root), &devices),
         boot: main.boot,
         exit_on_halt: main.exit_on_halt,
         exit_on_reboot: main.exit_on_reboot,

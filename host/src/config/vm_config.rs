@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::source::{Source, Span};
+use crate::hypervisor::backing::Backing;
+use crate::machine::Board;
 use crate::pci::Bdf;
 use crate::plugins::registry::{BackendEntry, DriverEntry};
 use crate::plugins::schema::{BackendKind, OptionValue};
@@ -21,6 +23,10 @@ pub struct VmConfig {
     pub cpus: u8,
     /// Guest memory in bytes: whole MiB, at least one.
     pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub backing: Backing,
+    /// What its board has.
+    pub board: Board,
     /// What the guest starts with.
     pub boot: Boot,
     /// The host's exit code when the guest halts or powers off.

@@ -61,6 +61,25 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
     (0x4d0, 2, "the interrupt controllers"),
 ];
 
+/// What a board has beyond what every guest needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// The PC of old: PIIX3 and PIIX4 functions, and ACPI's fixed hardware. Without, ACPI is of the hardware-reduced kind, and
+    /// a guest that goes by it touches no 8259, interval timer, CMOS clock or power management block.
+    pub legacy: bool,
+    /// A PCI root that guests are told of.
+    pub pci: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            legacy: true,
+            pci: true,
+        }
+    }
+}
+
 /// One machine without its CPUs. All methods may be called on any thread; those that change what there is are meant
 /// for the time before the guest runs.
 pub struct Machine<V: Vm> {
@@ -72,15 +91,22 @@ pub struct Machine<V: Vm> {
     rtc: Arc<Rtc>,
     apertures: Apertures,
     cpus: u32,
+    board: Board,
     isa: Mutex<Vec<IsaDevice>>,
 }
 
 impl<V: Vm> Machine<V> {
-    /// The bare board for `cpus` CPUs and this memory. `events` hears of power off and reset; it is called on vCPU threads.
+    /// The bare board for `cpus` CPUs and this memory, with what `board` says. `events` hears of power off and reset; it is called on vCPU threads.
     ///
     /// # Errors
     /// Memory lies where the board has something else.
-    pub fn new(vm: Arc<V>, memory: &GuestMemory, cpus: u32, events: EventSender) -> Result<Self> {
+    pub fn new(
+        vm: Arc<V>,
+        memory: &GuestMemory,
+        cpus: u32,
+        board: Board,
+        events: EventSender,
+    ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
         let lines = IrqLines::new(Arc::clone(&vm));
         let root = Root::new(vm, Arc::clone(&buses), Arc::clone(&lines));
@@ -127,7 +153,9 @@ impl<V: Vm> Machine<V> {
             &keyboard,
             Arc::new(KeyboardPorts::new(events)),
         )?;
-        for function in i440fx::functions() {
+        // The host bridge is what makes a guest believe in the configuration ports.
+        let functions = if board.legacy { usize::MAX } else { 1 };
+        for function in i440fx::functions().into_iter().take(functions) {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
                 live: None,
@@ -154,6 +182,7 @@ impl<V: Vm> Machine<V> {
             rtc,
             apertures,
             cpus,
+            board,
             isa: Mutex::default(),
         })
     }
@@ -267,6 +296,7 @@ impl<V: Vm> Machine<V> {
         let isa = self.isa.lock().unwrap_or_else(PoisonError::into_inner);
         let contents = acpi::Contents {
             cpus: self.cpus,
+            board: self.board,
             apertures: &self.apertures,
             isa: &isa,
         };

@@ -16,11 +16,15 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(Board::default())
+    }
+
+    fn with(board: Board) -> Self {
         let vm = Arc::new(FakeVm::default());
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let machine = Machine::new(Arc::clone(&vm), vm.memory(), 2, sender).unwrap();
+        let machine = Machine::new(Arc::clone(&vm), vm.memory(), 2, board, sender).unwrap();
         let io = machine.exit_handler();
         Self {
             vm,
@@ -201,6 +205,26 @@ fn power_off_and_reset_are_reported() {
     fixture.io.pio_write(0xcf8, 4, 0x8000_0600);
     fixture.io.pio_write(0x64, 1, 0xd1);
     assert_eq!(fixture.events(), []);
+}
+
+#[test]
+fn a_reduced_board_turns_off_by_its_sleep_register_and_has_the_host_bridge_alone() {
+    let mut fixture = Fixture::with(Board {
+        legacy: false,
+        pci: false,
+    });
+    for (device, id) in [(0_u32, 0x1237_8086), (1, u32::MAX)] {
+        fixture.io.pio_write(0xcf8, 4, 0x8000_0000 | device << 11);
+        assert_eq!(fixture.io.pio_read(0xcfc, 4), id, "device {device}");
+    }
+    // Sleep type 0 without and with the bit that enables it, then a type that is not offered.
+    fixture.io.pio_write(0xb010, 1, 0);
+    fixture.io.pio_write(0xb011, 1, 1 << 5);
+    fixture.io.pio_write(0xb010, 1, 1 << 5 | 3 << 2);
+    assert_eq!(fixture.events(), []);
+    fixture.io.pio_write(0xb010, 1, 1 << 5);
+    assert_eq!(fixture.events(), [VmEvent::PowerOff]);
+    assert_eq!(fixture.io.pio_read(0xb010, 2), 0);
 }
 
 #[test]

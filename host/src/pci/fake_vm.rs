@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
+use crate::hypervisor::backing::Backing;
 use crate::hypervisor::{
     Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
 };
@@ -33,7 +34,7 @@ pub struct FakeVm {
 
 impl Default for FakeVm {
     fn default() -> Self {
-        Self::create("fake", 64 << 20).unwrap()
+        Self::create((), "fake", 64 << 20, &Backing::default()).unwrap()
     }
 }
 
@@ -67,8 +68,11 @@ impl FakeVm {
 
 impl Vm for FakeVm {
     type Vcpu = NoVcpu;
+    type Begun = ();
 
-    fn create(_: &str, memory: u64) -> Result<Self> {
+    fn begin() {}
+
+    fn create((): (), _: &str, memory: u64, _: &Backing) -> Result<Self> {
         Ok(Self {
             seen: Mutex::default(),
             memory: Arc::new(GuestMemory::new(memory)?),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
-use super::{Mailbox, Message, Objects, Vm, signals};
+use super::{Begun, Mailbox, Message, Objects, Vm, signals};
 use crate::boot::Image;
 use crate::bus::BusAccess;
 use crate::config::{BackendConfig, BootKernel, DeviceConfig, OnFault, VmConfig};
@@ -25,7 +25,7 @@ use crate::plugins::schema::BackendKind;
 use crate::plugins::wiring::Isa;
 use crate::vcpu::VcpuSet;
 
-pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
+pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<Vm> {
     let timeline = Arc::new(Timeline::new(started));
     timeline.mark(Mark::ConfigRead);
     let (sender, messages) = channel();
@@ -38,7 +38,12 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
-    let hypervisor = Arc::new(Backend::create(&config.name, config.memory_bytes)?);
+    let hypervisor = Arc::new(Backend::create(
+        begun,
+        &config.name,
+        config.memory_bytes,
+        &config.backing,
+    )?);
     let cpus = u32::from(config.cpus);
     let max = hypervisor.max_vcpus();
     ensure!(
@@ -60,6 +65,7 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         hypervisor.clone(),
         hypervisor.memory(),
         cpus,
+        config.board,
         mailbox.events(),
     )?);
     let mut objects = Objects::default();

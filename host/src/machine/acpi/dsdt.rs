@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{Contents, IsaDevice, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{Contents, IsaDevice, LAST_BUS, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::machine::pm::SLP_TYP_S5;
 use crate::machine::rtc::RTC_PORT;
 use crate::machine::{ECAM_BASE, ECAM_LEN};
@@ -32,11 +32,13 @@ fn raw(aml: &dyn Aml) -> Raw {
 
 /// Differentiated System Description Table.
 pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
-    let bus = Scope::new(
-        "_SB_".into(),
-        vec![&pci_root(contents), &ecam_reservation()],
-    )
-    .to_bytes();
+    let bus = if contents.board.pci {
+        vec![pci_root(contents), ecam_reservation()]
+    } else {
+        isa_devices(contents.isa)
+    };
+    let bus = bus.iter().map(|device| device as &dyn Aml).collect();
+    let bus = Scope::new("_SB_".into(), bus).to_bytes();
     let sleep_type = SLP_TYP_S5 as u8;
     let s5 = raw(&Name::new(
         "_S5_".into(),
@@ -64,7 +66,7 @@ fn pci_root(contents: &Contents<'_>) -> Raw {
     let bus_number = Name::new("_BBN".into(), &ZERO);
     let windows = windows(contents);
     let routing = routing();
-    let isa = isa_bridge(contents.isa);
+    let isa = isa_bridge(contents);
     raw(&Device::new(
         "PCI0".into(),
         vec![&hid, &uid, &bus_number, &windows, &routing, &isa],
@@ -79,7 +81,7 @@ fn windows(contents: &Contents<'_>) -> Raw {
     raw(&Name::new(
         "_CRS".into(),
         &ResourceTemplate::new(vec![
-            &AddressSpace::new_bus_number(0_u16, 0xff),
+            &AddressSpace::new_bus_number(0_u16, u16::from(LAST_BUS)),
             &IO::new(ports.0, ports.0, 1, ports.1 as u8),
             &AddressSpace::new_io(0_u16, ports.0 - 1, None),
             &AddressSpace::new_io(ports.0 + ports.1, 0xffff, None),
@@ -103,17 +105,23 @@ fn routing() -> Raw {
 }
 
 /// The ISA bridge and what is behind it.
-fn isa_bridge(devices: &[IsaDevice]) -> Raw {
+fn isa_bridge(contents: &Contents<'_>) -> Raw {
     let address = Name::new("_ADR".into(), &0x0001_0000_u32);
-    let rtc = rtc();
-    let devices: Vec<Raw> = devices
+    let mut devices = isa_devices(contents.isa);
+    if contents.board.legacy {
+        devices.insert(0, rtc());
+    }
+    let mut children: Vec<&dyn Aml> = vec![&address];
+    children.extend(devices.iter().map(|device| device as &dyn Aml));
+    raw(&Device::new("ISA_".into(), children))
+}
+
+fn isa_devices(devices: &[IsaDevice]) -> Vec<Raw> {
+    devices
         .iter()
         .enumerate()
         .map(|(number, device)| isa_device(number, devices, device))
-        .collect();
-    let mut children: Vec<&dyn Aml> = vec![&address, &rtc];
-    children.extend(devices.iter().map(|device| device as &dyn Aml));
-    raw(&Device::new("ISA_".into(), children))
+        .collect()
 }
 
 fn rtc() -> Raw {

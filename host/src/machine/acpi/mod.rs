@@ -13,11 +13,13 @@ use acpi_tables::{Aml, facs::FACS};
 use anyhow::{Result, ensure};
 
 use super::e820::TABLES;
-use super::{ECAM_BASE, ECAM_LEN};
+use super::{Board, ECAM_BASE};
 use crate::pci::Apertures;
 
 /// End of the area that the tables may use.
 const AREA_END: u64 = 0x10_0000;
+/// PCI buses are 0 to this. Linux asks for 32 devices on each bus that the tables speak of, which is an exit or two each.
+const LAST_BUS: u8 = 0;
 const OEM_ID: [u8; 6] = *b"VMMHST";
 const OEM_TABLE_ID: [u8; 8] = *b"VMM-HOST";
 const OEM_REVISION: u32 = 1;
@@ -38,6 +40,7 @@ pub struct IsaDevice {
 /// What the tables say about this machine.
 pub(super) struct Contents<'a> {
     pub cpus: u32,
+    pub board: Board,
     pub apertures: &'a Apertures,
     pub isa: &'a [IsaDevice],
 }
@@ -92,13 +95,15 @@ pub(super) fn build(contents: &Contents<'_>) -> Result<Tables> {
     // The FACS is shared with the guest and aligned for that (ACPI 6.4 section 5.2.10).
     let facs = place(&bytes(&FACS::new()), 64);
     let dsdt = place(&dsdt::dsdt(contents), 16);
-    let fadt = place(&tables::fadt(facs, dsdt), 16);
-    let madt = place(&tables::madt(contents.cpus), 16);
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM_BASE, 0, 0, ((ECAM_LEN >> 20) - 1) as u8);
-    let mcfg = place(&bytes(&mcfg), 16);
+    let fadt = place(&tables::fadt(facs, dsdt, contents.board), 16);
+    let madt = place(&tables::madt(contents.cpus, contents.board), 16);
+    let mcfg = contents.board.pci.then(|| {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        mcfg.add_ecam(ECAM_BASE, 0, 0, LAST_BUS);
+        place(&bytes(&mcfg), 16)
+    });
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
+    for table in [Some(fadt), Some(madt), mcfg].into_iter().flatten() {
         xsdt.add_entry(table);
     }
     let xsdt = place(&bytes(&xsdt), 16);

@@ -41,7 +41,24 @@ fn devices() -> Vec<IsaDevice> {
 }
 
 fn build_for(cpus: u32) -> Tables {
+    build_on(Board::default(), cpus)
+}
+
+/// The PC of old left out, with and without PCI.
+const REDUCED: [Board; 2] = [
+    Board {
+        legacy: false,
+        pci: true,
+    },
+    Board {
+        legacy: false,
+        pci: false,
+    },
+];
+
+fn build_on(board: Board, cpus: u32) -> Tables {
     build(&Contents {
+        board,
         cpus,
         apertures: &APERTURES,
         isa: &devices(),
@@ -170,6 +187,7 @@ fn the_madt_lists_every_cpu_once() {
 #[test]
 fn tables_that_do_not_fit_are_refused() {
     let error = build(&Contents {
+        board: Board::default(),
         cpus: 100_000,
         apertures: &APERTURES,
         isa: &[],
@@ -178,6 +196,42 @@ fn tables_that_do_not_fit_are_refused() {
     .unwrap()
     .to_string();
     assert!(error.contains("100000 CPUs"), "{error}");
+}
+
+/// ACPI 6.4 section 4.1: what hardware-reduced tables have and have not.
+#[test]
+fn a_reduced_board_shows_no_fixed_hardware() {
+    for board in REDUCED {
+        let found = walk(&build_on(board, 1));
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.contains(&"MCFG"), board.pci);
+        let fadt = &found[0].1;
+        let flags = number(fadt, 112, 4);
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10, "{flags:#x}");
+        // SCI, SMI command and every fixed block.
+        assert!(
+            fadt[46..56]
+                .iter()
+                .chain(&fadt[56..95])
+                .all(|&byte| byte == 0)
+        );
+        assert!(fadt[148..244].iter().all(|&byte| byte == 0));
+        assert_eq!(
+            (number(fadt, 248, 8), number(fadt, 260, 8)),
+            (0xb010, 0xb011)
+        );
+        assert_eq!((number(fadt, 120, 8), fadt[128]), (0xcf9, 6));
+        // No VGA, no CMOS clock, no keyboard controller.
+        assert_eq!(number(fadt, 109, 2), 0b10_0100);
+        // No pair of 8259s, and nothing to override: its entries have type 2 and length 10.
+        let madt = &found[1].1;
+        assert_eq!(number(madt, 40, 4), 0);
+        assert!(!madt.windows(4).any(|entry| entry[..3] == [2, 10, 0]));
+        let dsdt = &found.iter().find(|(name, _)| name == "DSDT").unwrap().1;
+        let holds = |text: &[u8]| dsdt.windows(text.len()).any(|part| part == text);
+        assert!(holds(b"_S5_") && holds(b"D000") && !holds(b"RTC_"));
+        assert_eq!(holds(b"PCI0"), board.pci);
+    }
 }
 
 #[test]
@@ -245,8 +299,14 @@ fn iasl_agrees_with_every_table() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for cpus in [1, 300] {
-        for (name, table) in walk(&build_for(cpus)) {
+    let [pci, bare] = REDUCED;
+    for (board, cpus) in [
+        (Board::default(), 1),
+        (Board::default(), 300),
+        (pci, 1),
+        (bare, 1),
+    ] {
+        for (name, table) in walk(&build_on(board, cpus)) {
             if name != "FACS" && name != "XSDT" {
                 iasl(folder.path(), &name, &table);
             }
