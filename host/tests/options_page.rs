@@ -51,7 +51,7 @@ fn the_option_reference_is_current() {
 #[test]
 fn every_shipped_configuration_is_accepted() {
     let scene = scene();
-    for file in ["vmlinuz", "initrd.img", "disk.img"] {
+    for file in ["vmlinuz", "vmlinux", "initrd.img", "disk.img"] {
         scene.write(file, "");
     }
     let mut count = 0;
@@ -66,7 +66,7 @@ fn every_shipped_configuration_is_accepted() {
         count += 1;
     }
     assert!(count >= 2, "only {count} configurations");
-    for profile in ["propolis", "minimal", "none"] {
+    for profile in ["propolis", "minimal", "microvm", "none"] {
         let text = format!(
             "[main]\nname = \"x\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\nprofile = \"{profile}\"\n"
         );
