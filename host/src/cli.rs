@@ -119,8 +119,11 @@ fn version() -> String {
     )
 }
 
-/// Does what the process's command line asks, with `run` for a VM whose file was accepted.
-pub fn main(run: impl FnOnce(Loaded, Instant) -> anyhow::Result<u8>) -> ExitCode {
+/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` before it is read.
+pub fn main<T>(
+    begin: impl FnOnce() -> T,
+    run: impl FnOnce(T, Loaded, Instant) -> anyhow::Result<u8>,
+) -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     if arguments.command.is_some() && arguments.file.is_some() {
@@ -138,7 +141,10 @@ pub fn main(run: impl FnOnce(Loaded, Instant) -> anyhow::Result<u8>) -> ExitCode
         (Some(Command::Plugins { name, markdown }), _) => {
             plugins(name.as_deref(), markdown, &options)
         }
-        (None, Some(file)) => run_file(&file, &options, |loaded| run(loaded, started)),
+        (None, Some(file)) => {
+            let begun = begin();
+            run_file(&file, &options, |loaded| run(begun, loaded, started))
+        }
         // clap requires a file where there is no command.
         (None, None) => EXIT_FAILURE,
     };

@@ -1,8 +1,8 @@
 //! Guest RAM: where it lies in the guest's physical address space and in ours, and safe access to it.
 //!
-//! RAM below 3 GiB is one region, the rest starts at 4 GiB. Both are parts of one file, so that a plugin in a process
-//! of its own can map them too; in this process plugins get the host pointers. The host itself touches guest
-//! memory only here, with volatile, bounds-checked copies: a guest changes it at any time.
+//! RAM below 3 GiB is one region, the rest starts at 4 GiB. Plugins get the host pointers, and the file that both regions
+//! are parts of if there is one. The host itself touches guest memory only here, with volatile, bounds-checked copies: a
+//! guest changes it at any time.
 #![allow(unsafe_code)] // hands the mapped ranges to vm-memory, and views the dirty bitmap as atomics
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,9 +10,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap,
+    MmapRegion,
+};
 
-use crate::hypervisor::backing::{self, Mapping};
+use crate::hypervisor::backing::{self, Backing, Mapping, Opened};
 
 /// RAM below 4 GiB ends here at the latest: above are PCI windows, interrupt controllers and firmware.
 pub const LOW_END: u64 = 3 << 30;
@@ -20,6 +23,8 @@ pub const LOW_END: u64 = 3 << 30;
 pub const HIGH_START: u64 = 4 << 30;
 /// Guest page size, and what one bit of the dirty bitmap stands for.
 pub const PAGE: u64 = 4096;
+/// What is looked at for zeros before it is copied: it stays in the processor's nearest cache.
+const PIECE: usize = 1024;
 
 /// One contiguous range of guest RAM.
 #[derive(Debug)]
@@ -28,7 +33,7 @@ pub struct Region {
     pub gpa: u64,
     /// Length in bytes; a multiple of 4 KiB.
     pub len: u64,
-    /// Where the region starts in [`GuestMemory::fd`].
+    /// Where the region starts in [`GuestMemory::fd`], if there is such a file.
     pub offset: u64,
     mapping: Mapping,
     dirty: Mapping,
@@ -61,7 +66,9 @@ pub struct GuestMemory {
     // The view borrows the regions' mappings by address: it is declared first and so dropped first.
     view: GuestMemoryMmap<()>,
     regions: Vec<Region>,
-    fd: OwnedFd,
+    fd: Option<OwnedFd>,
+    /// Pages stay allocated when they are zeroed.
+    keep: bool,
     tracking: AtomicU32,
 }
 
@@ -115,23 +122,34 @@ fn machine_memory() -> Option<u64> {
 }
 
 impl GuestMemory {
-    /// RAM of `bytes` in a file of its own, all zeros. No page is allocated before it is touched.
+    /// RAM of `bytes`, all zeros. No page is allocated before it is touched.
     ///
     /// # Errors
-    /// As [`check_size`], or out of address space or descriptors.
+    /// As [`check_size`], or out of address space.
     pub fn new(bytes: u64) -> Result<Self> {
-        check_size(bytes)?;
-        Self::from_backing(backing::create(bytes)?, &layout(bytes))
+        Self::with(bytes, &Backing::default())
     }
 
-    /// RAM that lies in `fd`, as (guest address, length, offset in the file) says. For hypervisors that own guest memory.
+    /// RAM of `bytes`, all zeros, made of what `backing` says.
     ///
     /// # Errors
-    /// A range can't be mapped, or two overlap.
-    pub fn from_backing(fd: OwnedFd, ranges: &[(u64, u64, u64)]) -> Result<Self> {
+    /// As [`check_size`] and [`backing::open`], or out of address space or descriptors.
+    pub fn with(bytes: u64, backing: &Backing) -> Result<Self> {
+        check_size(bytes)?;
+        let memory = Self::map(backing::open(backing, bytes)?, &layout(bytes))?;
+        if backing.prefault {
+            for region in &memory.regions {
+                region.mapping.populate()?;
+            }
+        }
+        Ok(memory)
+    }
+
+    /// Maps RAM as (guest address, length, offset in the file) says.
+    fn map(opened: Opened, ranges: &[(u64, u64, u64)]) -> Result<Self> {
         let regions = ranges
             .iter()
-            .map(|&range| region(fd.as_fd(), range))
+            .map(|&range| region(&opened, range))
             .collect::<Result<Vec<_>>>()?;
         let mut views = Vec::with_capacity(regions.len());
         for region in &regions {
@@ -154,7 +172,8 @@ impl GuestMemory {
         Ok(Self {
             view,
             regions,
-            fd,
+            fd: opened.fd,
+            keep: opened.keep,
             tracking: AtomicU32::new(0),
         })
     }
@@ -164,9 +183,10 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// The file that all regions lie in. To be mapped `MAP_SHARED` by those who need it in another process.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The file that all regions lie in, if they lie in one. To be mapped `MAP_SHARED` by those who need it in another
+    /// process.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
     }
 
     /// Total RAM in bytes.
@@ -224,6 +244,27 @@ impl GuestMemory {
             .with_context(|| not_ram(gpa, from.len()))
     }
 
+    /// Copies `from` into guest memory that is all zeros, but for pieces that are all zeros themselves: their pages stay untouched.
+    ///
+    /// # Errors
+    /// Part of the range is not RAM of one region.
+    pub fn write_to_zeros(&self, gpa: u64, from: &[u8]) -> Result<()> {
+        self.mark_dirty(gpa, from.len() as u64);
+        let into = self
+            .view
+            .get_slice(GuestAddress(gpa), from.len())
+            .with_context(|| not_ram(gpa, from.len()))?;
+        for (at, piece) in (0..).step_by(PIECE).zip(from.chunks(PIECE)) {
+            let (first, rest) = piece.split_at(piece.len().min(64));
+            // Most pieces show with their first bytes that they are not.
+            if !zero(first) || !zero(rest) {
+                into.write_slice(piece, at)
+                    .with_context(|| not_ram(gpa, from.len()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads one plain value.
     ///
     /// # Errors
@@ -269,7 +310,7 @@ impl GuestMemory {
             .any(|region| region.contains(gpa) && len <= region.len - (gpa - region.gpa))
     }
 
-    /// Zeroes a range and gives its whole pages back, for a restart. No vCPU and no device may use it meanwhile.
+    /// Zeroes a range and gives its whole pages back if they may go, for a restart. No vCPU and no device may use it meanwhile.
     ///
     /// # Errors
     /// Not all of it is RAM of one region, or the system refused.
@@ -289,15 +330,23 @@ impl GuestMemory {
         }
         self.write(gpa, &vec![0; usize::try_from(first - gpa)?])?;
         self.write(last, &vec![0; usize::try_from(end - last)?])?;
-        let (from, bytes) = (first - region.gpa, last - first);
-        region
-            .mapping
-            .discard(usize::try_from(from)?, usize::try_from(bytes)?)
+        let from = usize::try_from(first - region.gpa)?;
+        let bytes = usize::try_from(last - first)?;
+        region.mapping.zero(from, bytes, self.keep)
     }
 }
 
-fn region(fd: BorrowedFd<'_>, (gpa, len, offset): (u64, u64, u64)) -> Result<Region> {
-    let mapping = Mapping::shared(fd, offset, usize::try_from(len)?)?;
+/// Without an early end, so that it is done many bytes at a time.
+fn zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
+}
+
+fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region> {
+    let bytes = usize::try_from(len)?;
+    let mapping = match &opened.fd {
+        Some(fd) => Mapping::shared(fd.as_fd(), offset, bytes, opened.align)?,
+        None => Mapping::private(bytes)?,
+    };
     let dirty = Mapping::anonymous((len / PAGE).div_ceil(64) as usize * 8)?;
     Ok(Region {
         gpa,
@@ -318,6 +367,7 @@ fn not_ram(gpa: u64, len: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hypervisor::backing::Source;
 
     #[test]
     fn sizes_are_checked() {
@@ -363,13 +413,24 @@ mod tests {
         );
     }
 
+    /// Of anonymous memory and of a file, whose pages are given back, and of pages that stay.
     #[test]
-    fn the_file_shows_what_was_written_and_zero_ends_at_its_bounds() {
-        let memory = GuestMemory::new(4 << 20).unwrap();
-        memory.write_object(0x20_0000, 0x1122_3344u32).unwrap();
-        let mut bytes = [0; 4];
-        rustix::io::pread(memory.fd(), &mut bytes, 0x20_0000).unwrap();
-        assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
+    fn zero_ends_at_its_bounds() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| Source::File(directory.path().join(name));
+        for (source, prefault) in [
+            (Source::Anonymous, false),
+            (Source::Anonymous, true),
+            (file("a"), false),
+            (file("b"), true),
+        ] {
+            let backing = Backing { source, prefault };
+            let memory = GuestMemory::with(4 << 20, &backing).unwrap();
+            zero_and_compare(&memory);
+        }
+    }
+
+    fn zero_and_compare(memory: &GuestMemory) {
         let fill = vec![0xa5; 0x5000];
         for (start, len) in [
             (0x20_0000, 0x5000),
@@ -392,6 +453,47 @@ mod tests {
         }
         assert!(memory.zero((4 << 20) - 8, 16).is_err());
         assert!(memory.zero(u64::MAX, 16).is_err());
+    }
+
+    #[test]
+    fn a_memory_file_starts_empty_and_keeps_what_the_guest_wrote() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ram");
+        let backing = Backing {
+            source: Source::File(path.clone()),
+            prefault: false,
+        };
+        let written =
+            |bytes: &[u8]| u32::from_le_bytes(bytes[0x20_0000..][..4].try_into().unwrap());
+        for value in [0x1122_3344_u32, 5] {
+            let memory = GuestMemory::with(4 << 20, &backing).unwrap();
+            assert_eq!(memory.read_object::<u32>(0x20_0000).unwrap(), 0);
+            memory.write_object(0x20_0000, value).unwrap();
+            let second = format!("{:#}", GuestMemory::with(4 << 20, &backing).unwrap_err());
+            assert!(second.contains("that of another VM"), "{second}");
+            drop(memory);
+            assert_eq!(written(&std::fs::read(&path).unwrap()), value);
+        }
+        let other = format!("{:#}", GuestMemory::with(8 << 20, &backing).unwrap_err());
+        assert!(other.contains("has 4194304 bytes"), "{other}");
+        assert_eq!(written(&std::fs::read(&path).unwrap()), 5, "not its file");
+    }
+
+    #[test]
+    fn zeros_are_not_written_to_zeros() {
+        let memory = GuestMemory::new(4 << 20).unwrap();
+        let mut bytes = vec![0; 3 * PIECE + 5];
+        bytes[PIECE - 1] = 1;
+        *bytes.last_mut().unwrap() = 2;
+        // What is skipped shows in memory that is not all zeros.
+        memory.write(0x1003, &vec![7; bytes.len()]).unwrap();
+        memory.write_to_zeros(0x1003, &bytes).unwrap();
+        let mut back = vec![0; bytes.len()];
+        memory.read(0x1003, &mut back).unwrap();
+        bytes[PIECE..3 * PIECE].fill(7);
+        assert_eq!(back, bytes);
+        let error = memory.write_to_zeros((4 << 20) - 8, &bytes).unwrap_err();
+        assert!(error.to_string().contains("is not all RAM"), "{error}");
     }
 
     #[test]

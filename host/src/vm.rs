@@ -108,13 +108,21 @@ struct Vm {
     asked_to_stop: bool,
 }
 
+/// What [`begin`] has begun.
+pub type Begun = <Backend as crate::hypervisor::Vm>::Begun;
+
+/// Begins what takes long and needs nothing of the VM file.
+pub fn begin() -> Begun {
+    <Backend as crate::hypervisor::Vm>::begin()
+}
+
 /// Runs the VM of a checked file to its end and returns the exit code that the file names for how it ended. `started` is when
 /// the process began, for the timeline.
 ///
 /// # Errors
 /// The VM could not be built, or failed: the text names what and why.
-pub fn run(loaded: Loaded, started: Instant) -> Result<u8> {
-    let mut vm = build::build(loaded.config, started)?;
+pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
+    let mut vm = build::build(begun, loaded.config, started)?;
     let result = vm.start().and_then(|stop| match stop {
         Some(code) => Ok(code),
         None => vm.serve(),

@@ -133,3 +133,16 @@ fn what_firmware_says_on_the_debug_port_is_never_lost() {
         .exited(1)
         .logged("[main] debug_port: fifo can't be written: No such device or address");
 }
+
+#[test]
+fn a_guest_that_hammers_the_board_is_contained() {
+    if !kvm("a_guest_that_hammers_the_board_is_contained") {
+        return;
+    }
+    let disk = "[dev.disk]\ndriver = \"pci-virtio-block\"\npci-path = \"0.4.0\"\nblock_dev = \"m\"\n\
+        [block_dev.m]\ntype = \"mem-async\"\nsize = \"1M\"\n";
+    let rest = format!("{STDIO}{disk}");
+    let ran = Scene::new().run(&vm("mode=hammer count=20000", "exit_on_reboot = 6", &rest));
+    let ran = ran.exited(6).said("PASS hammer");
+    assert!(ran.err.lines().count() < 200, "a quiet log: {ran}");
+}

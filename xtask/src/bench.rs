@@ -38,9 +38,15 @@ const BENCHES: &[Bench] = &[
         about: "a guest's disk under vmm-host and under QEMU, by executed instructions",
         run: lab::run,
     },
+    Bench {
+        name: "boot",
+        about: "exec to a Linux guest's first process under vmm-host and QEMU: instructions, exits, memory",
+        run: boot::run,
+    },
 ];
 
 mod abi;
+mod boot;
 mod boots;
 mod disk;
 mod lab;

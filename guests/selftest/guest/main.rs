@@ -16,6 +16,7 @@ mod block_writes;
 mod board;
 mod clock;
 mod cpuid;
+mod hammer;
 mod interrupts;
 mod io;
 mod memory;

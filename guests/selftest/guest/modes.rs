@@ -4,8 +4,8 @@ use crate::io::{inb, read64, write8, write64};
 use crate::memory::{self, CommandLine};
 use crate::serial::{self, print_line};
 use crate::{
-    acpi, block, block_checks, board, check, clock, cpuid, interrupts, io, pci, power, println,
-    skip, uart,
+    acpi, block, block_checks, board, check, clock, cpuid, hammer, interrupts, io, pci, power,
+    println, skip, uart,
 };
 
 /// Where `reboot-once` leaves its mark: battery-backed memory, for a reset may clear RAM.
@@ -49,6 +49,7 @@ pub fn run(line: &CommandLine) -> ! {
         "wait-power-button" => wait_power_button(),
         "wait-nmi" => wait_nmi(),
         "pvpanic" => pvpanic(),
+        "hammer" => hammer::run(line.number("count", 20_000)),
         "bench-exits" => bench_exits(line.number("count", 10_000)),
         "journal" => block::journal(),
         "fill" => block::fill(),

@@ -254,6 +254,7 @@ mod tests {
                 vm.memory(),
                 vec![0],
                 Board::default(),
+                Arc::default(),
                 Arc::new(|_| {}),
             )
             .unwrap();

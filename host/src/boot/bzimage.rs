@@ -21,8 +21,8 @@ const OLDEST: u16 = 0x020c;
 const ENTRY_64: u64 = 0x200;
 const SECTOR: u64 = 512;
 
-/// Loads `image`, or returns `None` if it is no bzImage.
-pub(super) fn load(image: &Image, memory: &GuestMemory) -> Result<Option<Loaded>> {
+/// Loads `image`, or returns `None` if it is no bzImage. `memory` is all zeros, or has been `used`.
+pub(super) fn load(image: &Image, memory: &GuestMemory, used: bool) -> Result<Option<Loaded>> {
     let head = image.head::<HEADER_MAX>()?;
     let mut header = setup_header::default();
     let end = (0x202 + usize::from(head[HEADER_END])).min(HEADER + size_of::<setup_header>());
@@ -60,7 +60,7 @@ pub(super) fn load(image: &Image, memory: &GuestMemory) -> Result<Option<Loaded>
         end.unwrap_or(u64::MAX),
         memory.low_end()
     );
-    image.load(memory, offset, address, len)?;
+    image.load(memory, used, offset, address, len)?;
     header.code32_start = u32::try_from(address)?;
     Ok(Some(Loaded {
         entry: address + ENTRY_64,

@@ -111,7 +111,7 @@ fn load_segment(
             memory.low_end()
         )
     })?;
-    image.load(memory, segment.p_offset.get(Le), address, in_file)?;
+    image.load(memory, used, segment.p_offset.get(Le), address, in_file)?;
     if used && in_file < size {
         // What the file does not say is 0 (System V ABI, "Program Header", p_memsz).
         memory.zero(address + in_file, size - in_file)?;

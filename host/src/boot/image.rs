@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::hypervisor::backing::View;
 use crate::memory::GuestMemory;
 
 /// Something to load, of known size.
@@ -102,29 +103,47 @@ impl Image {
         Ok(head)
     }
 
-    /// Copies `len` bytes from `offset` to guest address `gpa`, once.
-    pub(super) fn load(&self, memory: &GuestMemory, offset: u64, gpa: u64, len: u64) -> Result<()> {
+    /// Copies `len` bytes from `offset` to guest address `gpa`, once. What is there is all zeros, or has been `used`.
+    pub(super) fn load(
+        &self,
+        memory: &GuestMemory,
+        used: bool,
+        offset: u64,
+        gpa: u64,
+        len: u64,
+    ) -> Result<()> {
         let describe = || format!("Cannot load {self} at {gpa:#x}");
-        ensure!(
-            offset.checked_add(len).is_some_and(|end| end <= self.len),
-            "Cannot load {self}: it ends too early, at {} bytes: is it truncated?",
-            self.len
-        );
-        match &self.source {
+        let end = offset.checked_add(len).filter(|&end| end <= self.len);
+        let end = end.with_context(|| {
+            format!(
+                "Cannot load {self}: it ends too early, at {} bytes: is it truncated?",
+                self.len
+            )
+        })?;
+        let range = usize::try_from(offset)?..usize::try_from(end)?;
+        let view;
+        let part = match &self.source {
+            Source::Bytes(bytes) => bytes.get(range),
+            // In used memory every byte counts, and the system copies them without our looking at them.
+            Source::File(_) if used => None,
             Source::File(file) => {
+                view = View::new(file, range);
+                view.as_ref().map(View::bytes)
+            }
+        };
+        match (part, &self.source) {
+            (Some(part), _) if used => memory.write(gpa, part).with_context(describe),
+            (Some(part), _) => memory.write_to_zeros(gpa, part).with_context(describe),
+            (None, Source::File(file)) => {
                 let mut file: &File = file;
                 file.seek(SeekFrom::Start(offset)).with_context(describe)?;
                 memory.mark_dirty(gpa, len);
-                let len = usize::try_from(len)?;
                 memory
                     .view()
-                    .read_exact_volatile_from(GuestAddress(gpa), &mut file, len)
+                    .read_exact_volatile_from(GuestAddress(gpa), &mut file, usize::try_from(len)?)
                     .with_context(describe)
             }
-            Source::Bytes(bytes) => {
-                let part = &bytes[offset as usize..(offset + len) as usize];
-                memory.write(gpa, part).with_context(describe)
-            }
+            (None, Source::Bytes(_)) => bail!("Cannot load {self}: it ends too early"),
         }
     }
 

@@ -59,7 +59,7 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
     }
     memory.write_object(BDA_EBDA, (EBDA >> 4) as u16)?;
     memory.write_object(BDA_BASE_KIB, (EBDA >> 10) as u16)?;
-    let loaded = match bzimage::load(boot.kernel, memory)? {
+    let loaded = match bzimage::load(boot.kernel, memory, boot.used)? {
         Some(loaded) => loaded,
         None => match elf::load(boot.kernel, memory, boot.used)? {
             Some(loaded) => loaded,
@@ -74,7 +74,7 @@ pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     write_cmdline(memory, boot.cmdline, &mut params.hdr)?;
     if let Some(initrd) = boot.initrd {
-        load_initrd(memory, initrd, loaded.end, &mut params.hdr)?;
+        load_initrd(memory, initrd, boot.used, loaded.end, &mut params.hdr)?;
     }
     write_e820(boot.e820, &mut params)?;
     memory.write(BOOT_PARAMS, params.as_slice())?;
@@ -103,6 +103,7 @@ fn write_cmdline(memory: &GuestMemory, cmdline: &str, header: &mut setup_header)
 fn load_initrd(
     memory: &GuestMemory,
     initrd: &Image,
+    used: bool,
     kernel_end: u64,
     header: &mut setup_header,
 ) -> Result<()> {
@@ -115,7 +116,7 @@ fn load_initrd(
              raise [main] memory"
         );
     };
-    initrd.load(memory, 0, address, size)?;
+    initrd.load(memory, used, 0, address, size)?;
     header.ramdisk_image = u32::try_from(address)?;
     header.ramdisk_size = u32::try_from(size)?;
     Ok(())

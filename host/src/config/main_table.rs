@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::backing;
 use super::boot;
 use super::cpus::{self, Cpus, Profiles};
 use super::document::{Table, Value};
@@ -11,9 +12,10 @@ use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{Boot, DebugConfig, OnFault};
+use crate::hypervisor::backing::Backing;
 
 /// Keys of `[main]`, the last three of which exist for propolis files.
-pub const KEYS: [&str; 25] = [
+pub const KEYS: [&str; 28] = [
     "name",
     "cpus",
     "sockets",
@@ -23,6 +25,9 @@ pub const KEYS: [&str; 25] = [
     "cpu_binding",
     "cpuid_profile",
     "memory",
+    "hugepages",
+    "prefault",
+    "memory_file",
     "kernel",
     "initrd",
     "cmdline",
@@ -49,6 +54,7 @@ pub struct Main {
     pub name: String,
     pub cpus: Cpus,
     pub memory_bytes: u64,
+    pub backing: Backing,
     pub boot: Boot,
     pub debug_port: DebugConfig,
     pub exit_on_halt: u8,
@@ -103,14 +109,14 @@ pub fn read(
         let code = field(key)?.integer(0, 255, problems)?;
         u8::try_from(code).ok()
     };
+    let memory = field("memory").and_then(|field| memory(&field, memory_max, problems));
     Main {
         name: field("name")
             .and_then(|field| vm_name(&field, problems))
             .unwrap_or_default(),
         cpus: cpus::read(&field, profiles, problems),
-        memory_bytes: field("memory")
-            .and_then(|field| memory(&field, memory_max, problems))
-            .unwrap_or(MIB),
+        backing: backing::read(&field, memory, problems),
+        memory_bytes: memory.unwrap_or(MIB),
         debug_port: field("debug_port")
             .and_then(|field| debug_port(&field, problems))
             .unwrap_or_default(),

@@ -5,6 +5,7 @@
 //! and no resource is created here. Nothing else in the host knows TOML.
 
 mod backends;
+mod backing;
 pub mod boot;
 pub mod cpuid;
 mod cpus;
@@ -273,6 +274,8 @@ fn check(
         cpu_model: main.cpus.model,
         cpu_binding: main.cpus.binding,
         memory_bytes: main.memory_bytes,
+        backing: main.backing,
+        board: profile::board(main_table::profile_name(root), &devices),
         boot: main.boot,
         fw_cfg,
         debug_port: main.debug_port,

@@ -1,12 +1,14 @@
 //! Profiles: sets of devices that a VM has without naming them, as data.
 
+use super::devices::Device;
 use super::document::{Entry, Table, Value};
+use crate::machine::Board;
 
 /// A profile by name, with its TOML text.
 pub type Profile = (&'static str, &'static str);
 
 /// What `[main] profile` accepts. The first is the default.
-pub const PROFILES: [Profile; 3] = [
+pub const PROFILES: [Profile; 4] = [
     (
         "propolis",
         include_str!("../../../configs/profiles/propolis.toml"),
@@ -15,8 +17,27 @@ pub const PROFILES: [Profile; 3] = [
         "minimal",
         include_str!("../../../configs/profiles/minimal.toml"),
     ),
+    (
+        MICROVM,
+        include_str!("../../../configs/profiles/microvm.toml"),
+    ),
     ("none", ""),
 ];
+
+/// The profile whose board has no more than its devices need.
+const MICROVM: &str = "microvm";
+
+/// What the board of a VM with this profile and these devices has.
+pub fn board(profile: &str, devices: &[Device]) -> Board {
+    if profile != MICROVM {
+        return Board::default();
+    }
+    Board {
+        legacy: false,
+        ps2: false,
+        pci: devices.iter().any(|device| device.config.pci.is_some()),
+    }
+}
 
 /// The tables that hold devices and backends, each with the key that says what its sub-tables are.
 pub const SELECTORS: [(&str, &str); 3] = [

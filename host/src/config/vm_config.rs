@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use super::source::{Source, Span};
 use crate::hypervisor::CpuModel;
+use crate::hypervisor::backing::Backing;
+use crate::machine::Board;
 use crate::machine::smbios::Identity;
 use crate::pci::Bdf;
 use crate::plugins::registry::{BackendEntry, DriverEntry};
@@ -27,6 +29,10 @@ pub struct VmConfig {
     pub cpu_binding: Vec<u32>,
     /// Guest memory in bytes: whole MiB, at least one.
     pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub backing: Backing,
+    /// What its board has.
+    pub board: Board,
     /// What the guest starts with.
     pub boot: Boot,
     /// `[fw_cfg]`.

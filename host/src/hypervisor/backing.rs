@@ -1,68 +1,31 @@
-//! Where guest RAM comes from on an operating system: one file, its mapping, and how to give pages back.
+//! Where guest RAM comes from on an operating system, its mapping, and how to give pages back.
 //!
-//! Plugins that run in a process of their own map the same file, so RAM is always file-backed and shared.
+//! RAM that nobody asks anything of is anonymous: that is what the system gives large pages to unasked. RAM of a named
+//! file, and of large pages kept in reserve, lies in a file that others can map.
 #![allow(unsafe_code)] // maps and unmaps memory
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+mod source;
+mod view;
+
+use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 
 use anyhow::{Context, Result, ensure};
 use rustix::mm::{MapFlags, ProtFlags};
 
+pub use source::{Backing, HugePage, Opened, Source, check, open};
+pub use view::View;
+
 /// Guest and host addresses agree below this, so that both stages of translation can use large pages.
 pub const ALIGNMENT: usize = 2 << 20;
 
-/// A file of `bytes` zero bytes that exists only as long as its descriptors and mappings.
-///
-/// # Errors
-/// Out of descriptors, or of space where the file has to live on a file system.
-pub fn create(bytes: u64) -> Result<OwnedFd> {
-    let fd = anonymous_file().context("Cannot create the file behind guest memory")?;
-    rustix::fs::ftruncate(&fd, bytes)
-        .with_context(|| format!("Cannot give guest memory its {bytes} bytes"))?;
-    seal(&fd)?;
-    Ok(fd)
-}
-
-#[cfg(target_os = "linux")]
-fn anonymous_file() -> Result<OwnedFd> {
-    use rustix::fs::MemfdFlags;
-    Ok(rustix::fs::memfd_create(
-        "guest-ram",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?)
-}
-
-/// A process that shares the file must not be able to shrink it: the next access here would be a SIGBUS.
-#[cfg(target_os = "linux")]
-fn seal(fd: &OwnedFd) -> Result<()> {
-    use rustix::fs::SealFlags;
-    rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-        .context("Cannot seal the size of guest memory")
-}
-
-#[cfg(not(target_os = "linux"))]
-fn anonymous_file() -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let path =
-        std::env::temp_dir().join(format!("guest-ram.{}.{:p}", std::process::id(), &ALIGNMENT));
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-        .with_context(|| format!("Cannot create {}", path.display()))?;
-    rustix::fs::unlink(&path).with_context(|| format!("Cannot unlink {}", path.display()))?;
-    Ok(fd)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn seal(_: &OwnedFd) -> Result<()> {
-    Ok(())
-}
-
-/// A shared, writable mapping of part of a file, or an anonymous private one. Unmapped on drop.
+/// A writable mapping, of part of a file or of private memory that starts as zeros. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     pointer: NonNull<u8>,
     len: usize,
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+    shared: bool,
 }
 
 // SAFETY: a mapping is plain memory that any thread may touch; what they do to it concurrently is the business
@@ -72,35 +35,45 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of `fd` from `offset` at a multiple of [`ALIGNMENT`].
+    /// Maps `len` bytes of `fd` from `offset`, shared with others who map it, at a multiple of `align`, which is a power of
+    /// two of at least [`ALIGNMENT`]. What backs the file is reserved now if that is how its filesystem does it.
     ///
     /// # Errors
-    /// Out of address space, or the descriptor can't be mapped.
-    pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
-        let describe = || format!("Cannot map {len} bytes of guest memory");
-        let span = len.checked_add(ALIGNMENT).with_context(describe)?;
-        let none = MapFlags::PRIVATE | no_reserve();
-        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-        let reserved =
-            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), span, ProtFlags::empty(), none) }
-                .with_context(describe)?;
-        let lead = reserved.cast::<u8>().align_offset(ALIGNMENT);
-        let start = reserved.cast::<u8>().wrapping_add(lead);
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::FIXED | no_reserve();
-        // SAFETY: FIXED replaces only pages of the reservation just made: lead < ALIGNMENT and span = len + ALIGNMENT.
-        let mapped = unsafe { rustix::mm::mmap(start.cast(), len, prot, flags, fd, offset) };
-        // SAFETY: both ends lie inside the reservation and outside the new mapping. munmap of nothing is skipped.
-        unsafe {
-            unmap(reserved.cast(), if mapped.is_ok() { lead } else { span });
-            if mapped.is_ok() {
-                unmap(start.wrapping_add(len), ALIGNMENT - lead);
-            }
-        }
-        let pointer = NonNull::new(mapped.with_context(describe)?.cast()).with_context(describe)?;
-        let mapping = Self { pointer, len };
+    /// Out of address space or of what backs the file, or the descriptor can't be mapped.
+    pub fn shared(fd: BorrowedFd<'_>, offset: u64, len: usize, align: usize) -> Result<Self> {
+        let (start, reserved) = reserve(len, align)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: FIXED replaces only pages of the reservation just made.
+        let mapped = unsafe { rustix::mm::mmap(start.cast(), len, WRITABLE, flags, fd, offset) };
+        mapped.with_context(|| cannot_map(len))?;
+        Self::take(start, len, true, reserved)
+    }
+
+    /// Maps `len` private zero bytes at a multiple of [`ALIGNMENT`], which take no memory until touched, and then whole
+    /// large pages where the system has them.
+    ///
+    /// # Errors
+    /// Out of address space.
+    pub fn private(len: usize) -> Result<Self> {
+        let (start, reserved) = reserve(len, ALIGNMENT)?;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: FIXED replaces only pages of the reservation just made.
+        let mapped = unsafe { rustix::mm::mmap_anonymous(start.cast(), len, WRITABLE, flags) };
+        mapped.with_context(|| cannot_map(len))?;
+        let mapping = Self::take(start, len, false, reserved)?;
         mapping.advise_huge();
         Ok(mapping)
+    }
+
+    /// Becomes the owner of `len` bytes at `start`, and gives back the rest of the reservation around them.
+    fn take(start: *mut u8, len: usize, shared: bool, mut reserved: Reservation) -> Result<Self> {
+        let pointer = NonNull::new(start).with_context(|| cannot_map(len))?;
+        reserved.keep(start, len);
+        Ok(Self {
+            pointer,
+            len,
+            shared,
+        })
     }
 
     /// Maps `len` private zero bytes that cost nothing until touched.
@@ -108,19 +81,16 @@ impl Mapping {
     /// # Errors
     /// Out of address space.
     pub fn anonymous(len: usize) -> Result<Self> {
-        let describe = || format!("Cannot map {len} bytes");
-        let flags = MapFlags::PRIVATE | no_reserve();
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
-        let mapped = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                flags,
-            )
-        };
-        let pointer = NonNull::new(mapped.with_context(describe)?.cast()).with_context(describe)?;
-        Ok(Self { pointer, len })
+        let mapped = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, WRITABLE, flags) };
+        let start = mapped.with_context(|| cannot_map(len))?.cast();
+        let pointer = NonNull::new(start).with_context(|| cannot_map(len))?;
+        Ok(Self {
+            pointer,
+            len,
+            shared: false,
+        })
     }
 
     /// First byte. Valid for [`Mapping::len`] bytes as long as the mapping lives.
@@ -140,9 +110,6 @@ impl Mapping {
 
     #[cfg(target_os = "linux")]
     fn advise_huge(&self) {
-        if log::log_enabled!(log::Level::Debug) {
-            hint_at_huge_pages();
-        }
         // SAFETY: the range is ours, and this advice changes only what backs it. A kernel without transparent huge
         // pages refuses it, which costs speed alone.
         let _ = unsafe {
@@ -157,29 +124,57 @@ impl Mapping {
     #[cfg(not(target_os = "linux"))]
     fn advise_huge(&self) {}
 
-    /// Makes `len` bytes from offset `from` of a shared mapping, both multiples of the page size, read as zeros again and
-    /// returns their pages to the system.
+    /// Allocates every page now.
     ///
     /// # Errors
-    /// They are not all inside the mapping, or the system refused; the contents are then undefined.
+    /// There is not enough of what backs them, or the system can't do it.
     #[cfg(target_os = "linux")]
-    pub fn discard(&self, from: usize, len: usize) -> Result<()> {
-        let start = self.part(from, len)?;
-        // SAFETY: the range is part of a shared file mapping of ours; its users access it as memory that changes at any time.
-        unsafe { rustix::mm::madvise(start.cast(), len, rustix::mm::Advice::LinuxRemove) }
-            .context("Cannot discard guest memory")
+    pub fn populate(&self) -> Result<()> {
+        let start = self.pointer.as_ptr().cast();
+        // SAFETY: the range is ours; its contents stay as they are.
+        unsafe { rustix::mm::madvise(start, self.len, rustix::mm::Advice::LinuxPopulateWrite) }
+            .with_context(|| {
+                format!(
+                    "Cannot allocate {} MiB of guest memory up front ([main] prefault)",
+                    self.len >> 20
+                )
+            })
     }
 
-    /// Makes `len` bytes from offset `from` read as zeros again.
+    /// Allocates every page now, which no other system does so far: [`check`] has said so.
+    ///
+    /// # Errors
+    /// Always.
+    #[cfg(not(target_os = "linux"))]
+    pub fn populate(&self) -> Result<()> {
+        anyhow::bail!("Cannot allocate guest memory up front on this system")
+    }
+
+    /// Makes `len` bytes from offset `from` read as zeros again. Unless they are to `keep`, their pages, whose size both are
+    /// multiples of, are returned to the system where it takes them.
     ///
     /// # Errors
     /// They are not all inside the mapping.
-    #[cfg(not(target_os = "linux"))]
-    pub fn discard(&self, from: usize, len: usize) -> Result<()> {
+    pub fn zero(&self, from: usize, len: usize, keep: bool) -> Result<()> {
         let start = self.part(from, len)?;
-        // SAFETY: the range is ours and writable; its users access it as memory that changes at any time.
-        unsafe { ptr::write_bytes(start, 0, len) };
+        if keep || !self.give_back(start, len) {
+            // SAFETY: the range is ours and writable; its users access it as memory that changes at any time.
+            unsafe { ptr::write_bytes(start, 0, len) };
+        }
         Ok(())
+    }
+
+    /// Whether the range's pages were returned, so that it has new ones; a file would still have the old.
+    #[cfg(target_os = "linux")]
+    fn give_back(&self, start: *mut u8, len: usize) -> bool {
+        let advice = rustix::mm::Advice::LinuxDontNeed;
+        // SAFETY: the range is part of a mapping of ours; its users access it as memory that changes at any time.
+        !self.shared && unsafe { rustix::mm::madvise(start.cast(), len, advice) }.is_ok()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn give_back(&self, _: *mut u8, _: usize) -> bool {
+        false
     }
 
     /// The address of a range that lies in the mapping.
@@ -209,17 +204,47 @@ unsafe fn unmap(start: *mut u8, len: usize) {
     }
 }
 
-fn no_reserve() -> MapFlags {
-    MapFlags::NORESERVE
+fn cannot_map(len: usize) -> String {
+    format!("Cannot map {len} bytes of guest memory")
 }
 
-/// Advice counts only where the system lets shared memory have huge pages, and by default it doesn't.
-#[cfg(target_os = "linux")]
-fn hint_at_huge_pages() {
-    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-    if std::fs::read_to_string(SETTING).is_ok_and(|text| text.contains("[never]")) {
-        log::debug!(
-            "Guest memory has small pages, which costs the guest speed: \"echo advise > {SETTING}\" helps"
-        );
+const WRITABLE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// Address space that is ours and holds nothing yet. Unmapped on drop, but for what was kept.
+struct Reservation {
+    start: *mut u8,
+    span: usize,
+}
+
+/// Address space for `len` bytes at a multiple of `align`, and where they begin.
+fn reserve(len: usize, align: usize) -> Result<(*mut u8, Reservation)> {
+    let span = len.checked_add(align).with_context(|| cannot_map(len))?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+    let reserved =
+        unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), span, ProtFlags::empty(), flags) }
+            .with_context(|| cannot_map(len))?;
+    let start: *mut u8 = reserved.cast();
+    let first = start.wrapping_add(start.align_offset(align));
+    Ok((first, Reservation { start, span }))
+}
+
+impl Reservation {
+    /// Gives `len` bytes from `first`, which lie inside, to somebody else, and what is around them back.
+    fn keep(&mut self, first: *mut u8, len: usize) {
+        let lead = first.addr() - self.start.addr();
+        // SAFETY: both parts lie inside the reservation and outside of what is kept.
+        unsafe {
+            unmap(self.start, lead);
+            unmap(first.wrapping_add(len), self.span - lead - len);
+        }
+        self.span = 0;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: nobody knows of the range but `self`; it is empty if part of it was kept.
+        unsafe { unmap(self.start, self.span) };
     }
 }

@@ -150,14 +150,24 @@ pub trait Kick: Send + Sync {
 pub trait Vm: Send + Sync + Sized + 'static {
     /// The vCPU that belongs to it.
     type Vcpu: Vcpu;
+    /// A VM that is being made, see [`Vm::begin`].
+    type Begun: Send;
 
-    /// Creates the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them), in the order that is
-    /// cheapest for this hypervisor. It makes the memory too, since some hypervisors own it.
+    /// Begins to make a VM, on a thread of its own where that takes long, so that it can be done while the VM file is read.
+    fn begin() -> Self::Begun;
+
+    /// Makes of `begun` the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them) made of what `backing` says, in the
+    /// order that is cheapest for this hypervisor. It makes the memory too, since some hypervisors own it.
     ///
     /// # Errors
     /// No hypervisor, no permission, a size that [`crate::memory::check_size`] refuses, or out of resources: the
     /// message says what to do.
-    fn create(name: &str, memory: u64) -> anyhow::Result<Self>;
+    fn create(
+        begun: Self::Begun,
+        name: &str,
+        memory: u64,
+        backing: &backing::Backing,
+    ) -> anyhow::Result<Self>;
 
     /// The guest's RAM.
     fn memory(&self) -> &Arc<GuestMemory>;

@@ -1,12 +1,11 @@
 //! Memory that the guest reads and executes at full speed, and whose writes reach the host: bootroms and flash.
 #![allow(unsafe_code)] // accesses a mapping that the guest reads at the same time
 
-use std::os::fd::AsFd;
 use std::ptr;
 
 use anyhow::{Result, ensure};
 
-use super::backing::{self, Mapping};
+use super::backing::Mapping;
 use crate::memory::PAGE;
 
 /// A range of the guest's address space with contents of its own. Made by [`Vm::create_rom`](super::Vm::create_rom).
@@ -26,8 +25,7 @@ impl Rom {
             len > 0 && gpa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE),
             "ROM of {len} bytes at {gpa:#x} is not in whole pages"
         );
-        let fd = backing::create(len)?;
-        let mapping = Mapping::shared(fd.as_fd(), 0, usize::try_from(len)?)?;
+        let mapping = Mapping::anonymous(usize::try_from(len)?)?;
         Ok(Self { gpa, mapping })
     }
 

@@ -49,7 +49,7 @@ pub(crate) fn cores(cpus: u8) -> CpuModel {
 
 /// A VM with `program` loaded, or `None` (and why, on standard output) where no hypervisor is to be had.
 pub(crate) fn vm(test: &str, program: &[u8]) -> Option<Backend> {
-    match Backend::create("test", RAM) {
+    match Backend::create(Backend::begin(), "test", RAM, &backing::Backing::default()) {
         Ok(vm) => {
             vm.memory().write(ENTRY, program).unwrap();
             Some(vm)
@@ -453,7 +453,16 @@ fn a_crash_says_what_happened() {
 
 #[test]
 fn memory_beyond_the_machine_is_refused_before_a_vm_exists() {
-    let error = format!("{:#}", Backend::create("big", 1 << 50).unwrap_err());
+    let error = format!(
+        "{:#}",
+        Backend::create(
+            Backend::begin(),
+            "big",
+            1 << 50,
+            &backing::Backing::default()
+        )
+        .unwrap_err()
+    );
     let known = error.contains("more than") || error.contains("not supported yet");
     assert!(error.contains("Cannot create VM big") && known, "{error}");
 }

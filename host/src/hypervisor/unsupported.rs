@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::backing::Backing;
 use super::cpuid::CpuidProfile;
 use super::rom::Rom;
 use super::{CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
@@ -21,8 +22,11 @@ pub struct UnsupportedVcpu(Infallible);
 
 impl Vm for UnsupportedVm {
     type Vcpu = UnsupportedVcpu;
+    type Begun = ();
 
-    fn create(name: &str, _: u64) -> Result<Self> {
+    fn begin() {}
+
+    fn create((): (), name: &str, _: u64, _: &Backing) -> Result<Self> {
         bail!(
             "Cannot create VM {name}: the hypervisor of {} is not supported yet; use Linux with KVM",
             std::env::consts::OS

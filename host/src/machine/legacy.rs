@@ -11,7 +11,7 @@ use super::power::EventSender;
 use super::ps2::{self, Ps2};
 use super::reset::{self, ControlPortA, ResetPulse};
 use super::rtc::{self, Rtc};
-use super::{Board, debug_port};
+use super::{Board, DebugPort, debug_port};
 use crate::bus::{Buses, Registers};
 use crate::hypervisor::Vm;
 use crate::memory::GuestMemory;
@@ -35,6 +35,7 @@ impl<V: Vm> Legacy<V> {
         lines: &Arc<IrqLines<V>>,
         memory: &GuestMemory,
         board: Board,
+        debug_port: Arc<DebugPort>,
         events: &EventSender,
     ) -> Result<Self> {
         let pin = |irq: u8| -> Result<IrqPin<V>> {
@@ -77,7 +78,7 @@ impl<V: Vm> Legacy<V> {
         claim("POST code and APM ports", &regions, latches.clone())?;
 
         let region = [ports(0, debug_port::DEBUG_PORT, 1)];
-        claim("the debug port", &region, board.debug_port)?;
+        claim("the debug port", &region, debug_port)?;
 
         let regions = [
             ports(ps2::REGION_DATA, ps2::DATA_PORT, 1),

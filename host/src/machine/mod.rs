@@ -75,19 +75,23 @@ const HYPERVISOR_PORTS: [(u64, u64, &str); 5] = [
 ];
 
 /// What a board has beyond what every guest needs.
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Board {
+    /// The PC of old: PIIX3 and PIIX4 functions, and ACPI's fixed hardware. Without, ACPI is of the hardware-reduced kind, and
+    /// a guest that goes by it touches no 8259, interval timer, CMOS clock or power management block.
+    pub legacy: bool,
+    /// A PCI root that guests are told of.
+    pub pci: bool,
     /// A PS/2 controller with keyboard and mouse; without, ports 0x60 and 0x64 know the reset pulse only.
     pub ps2: bool,
-    /// Takes what firmware writes to port 0x402.
-    pub debug_port: Arc<DebugPort>,
 }
 
 impl Default for Board {
     fn default() -> Self {
         Self {
+            legacy: true,
+            pci: true,
             ps2: true,
-            debug_port: Arc::default(),
         }
     }
 }
@@ -116,6 +120,7 @@ pub struct Machine<V: Vm> {
     config_ports: Arc<ConfigPorts<V>>,
     reset_control: Arc<ResetControl>,
     legacy: Legacy<V>,
+    board: Board,
     fw_cfg: OnceLock<Arc<FwCfg>>,
     apertures: Apertures,
     /// End of the RAM below 4 GiB.
@@ -136,6 +141,7 @@ impl<V: Vm> Machine<V> {
         memory: &GuestMemory,
         apic_ids: Vec<u32>,
         board: Board,
+        debug_port: Arc<DebugPort>,
         events: EventSender,
     ) -> Result<Self> {
         let buses = Arc::new(Buses::default());
@@ -160,8 +166,10 @@ impl<V: Vm> Machine<V> {
         )?;
         let ports = [IsaRegion::ports_at(0, CONFIG_PORTS, CONFIG_PORTS_LEN)];
         claim("PCI configuration ports", &ports, config_ports.clone())?;
-        let legacy = Legacy::new(&buses, &lines, memory, board, &events)?;
-        for function in i440fx::functions() {
+        let legacy = Legacy::new(&buses, &lines, memory, board, debug_port, &events)?;
+        // The host bridge is what makes a guest believe in the configuration ports.
+        let functions = if board.legacy { usize::MAX } else { 1 };
+        for function in i440fx::functions().into_iter().take(functions) {
             let target = Target {
                 registers: Arc::new(i440fx::NoRegisters),
                 live: None,
@@ -190,6 +198,7 @@ impl<V: Vm> Machine<V> {
             config_ports,
             reset_control,
             legacy,
+            board,
             fw_cfg: OnceLock::new(),
             apertures,
             low_end: memory.low_end(),
@@ -349,10 +358,8 @@ impl<V: Vm> Machine<V> {
         use_contents(&acpi::Contents {
             apic_ids: &self.apic_ids,
             windows: &windows,
-            board: acpi::BoardDevices {
-                ps2: self.legacy.has_ps2(),
-                fw_cfg: self.fw_cfg.get().is_some(),
-            },
+            board: self.board,
+            fw_cfg: self.fw_cfg.get().is_some(),
             board_ports: &BOARD_PORTS,
             isa: &isa,
         })

@@ -1,6 +1,7 @@
 //! The power management block: fixed ACPI hardware (ACPI 6.4 section 4.8), always in ACPI mode.
 //!
-//! There is no SMI command port to leave or enter ACPI mode by: SCI_EN reads as one from power-on.
+//! There is no SMI command port to leave or enter ACPI mode by: SCI_EN reads as one from power-on. For guests that are told
+//! of no fixed hardware, sleep control and status registers follow it (section 4.8.3.7).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -24,6 +25,10 @@ pub const PM1_EVENT: u16 = 0;
 pub const PM1_CONTROL: u16 = 4;
 /// Timer.
 pub const PM_TIMER: u16 = 8;
+/// Sleep control register.
+pub const SLEEP_CONTROL: u16 = 16;
+/// Sleep status register; there is no waking, so it reads as zero.
+pub const SLEEP_STATUS: u16 = 17;
 /// The interrupt of all this, level, active high.
 pub const SCI: u8 = 9;
 /// Value of SLP_TYP for S5.
@@ -43,6 +48,8 @@ const SCI_EN: u16 = 1;
 /// Bus master reload and sleep type are held; sleep enable and global lock release act and read as zero.
 const CONTROL_HELD: u16 = 1 << 1 | 0b111 << 10;
 const SLP_EN: u16 = 1 << 13;
+/// The same in the sleep control register.
+const SLEEP_ENABLE: u64 = 1 << 5;
 
 #[derive(Default)]
 struct State {
@@ -123,9 +130,12 @@ impl<V: Vm> Pm<V> {
         self.drive(&state);
         let sleep_type = state.control >> 10 & 0b111;
         drop(state);
-        if control & SLP_EN == 0 {
-            return;
+        if control & SLP_EN != 0 {
+            self.sleep(sleep_type);
         }
+    }
+
+    fn sleep(&self, sleep_type: u16) {
         if sleep_type == SLP_TYP_S5 {
             log::debug!("the guest turns its power off");
             (self.events)(VmEvent::PowerOff);
@@ -160,6 +170,8 @@ impl<V: Vm> Registers for Pm<V> {
             state.gpe_enable = state.gpe_enable & !mask | enable & mask;
         } else if offset < 16 {
             self.write_pm1(offset, width, value);
+        } else if offset == u64::from(SLEEP_CONTROL) && value & SLEEP_ENABLE != 0 {
+            self.sleep((value >> 2 & 0b111) as u16);
         }
     }
 }

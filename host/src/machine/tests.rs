@@ -11,6 +11,7 @@ struct Fixture {
     vm: Arc<FakeVm>,
     machine: Machine<FakeVm>,
     events: Arc<Mutex<Vec<VmEvent>>>,
+    debug_port: Arc<DebugPort>,
     io: BusAccess,
 }
 
@@ -24,13 +25,17 @@ impl Fixture {
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
-        let machine =
-            Machine::new(Arc::clone(&vm), vm.memory(), vec![0, 1], board, sender).unwrap();
+        let debug_port = Arc::new(DebugPort::default());
+        let cpus = vec![0, 1];
+        let memory = Arc::clone(vm.memory());
+        let machine = Machine::new(vm.clone(), &memory, cpus, board, debug_port.clone(), sender);
+        let machine = machine.unwrap();
         let io = machine.exit_handler();
         Self {
             vm,
             machine,
             events,
+            debug_port,
             io,
         }
     }
@@ -246,15 +251,35 @@ fn latches_hold_until_a_reset() {
 
 #[test]
 fn the_debug_port_takes_each_byte_of_an_access() {
-    let board = Board::default();
-    let mut fixture = Fixture::with(board.clone());
+    let mut fixture = Fixture::new();
     assert_eq!(fixture.io.pio_read(0x402, 1), 0xe9);
     for byte in b"Sec" {
         fixture.io.pio_write(0x402, 1, u32::from(*byte));
     }
     // A reset is no reason to forget.
     fixture.machine.reset();
-    assert_eq!(board.debug_port.tail().as_deref(), Some("Sec"));
+    assert_eq!(fixture.debug_port.tail().as_deref(), Some("Sec"));
+}
+
+#[test]
+fn a_reduced_board_turns_off_by_its_sleep_register_and_has_the_host_bridge_alone() {
+    let mut fixture = Fixture::with(Board {
+        legacy: false,
+        pci: false,
+        ps2: false,
+    });
+    for (device, id) in [(0_u32, 0x1237_8086), (1, u32::MAX)] {
+        fixture.io.pio_write(0xcf8, 4, 0x8000_0000 | device << 11);
+        assert_eq!(fixture.io.pio_read(0xcfc, 4), id, "device {device}");
+    }
+    // Sleep type 0 without and with the bit that enables it, then a type that is not offered.
+    fixture.io.pio_write(0xb010, 1, 0);
+    fixture.io.pio_write(0xb011, 1, 1 << 5);
+    fixture.io.pio_write(0xb010, 1, 1 << 5 | 3 << 2);
+    assert_eq!(fixture.events(), []);
+    fixture.io.pio_write(0xb010, 1, 1 << 5);
+    assert_eq!(fixture.events(), [VmEvent::PowerOff]);
+    assert_eq!(fixture.io.pio_read(0xb010, 2), 0);
 }
 
 #[test]

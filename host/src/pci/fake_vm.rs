@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
+use crate::hypervisor::backing::Backing;
 use crate::hypervisor::cpuid::{CpuidProfile, Vendor};
 use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
@@ -38,7 +39,7 @@ pub struct FakeVm {
 
 impl Default for FakeVm {
     fn default() -> Self {
-        Self::create("fake", 64 << 20).unwrap()
+        Self::create((), "fake", 64 << 20, &Backing::default()).unwrap()
     }
 }
 
@@ -72,8 +73,11 @@ impl FakeVm {
 
 impl Vm for FakeVm {
     type Vcpu = NoVcpu;
+    type Begun = ();
 
-    fn create(_: &str, memory: u64) -> Result<Self> {
+    fn begin() {}
+
+    fn create((): (), _: &str, memory: u64, _: &Backing) -> Result<Self> {
         Ok(Self {
             seen: Mutex::default(),
             memory: Arc::new(GuestMemory::new(memory)?),

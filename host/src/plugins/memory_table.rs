@@ -26,7 +26,7 @@ impl MemoryRecord {
             len: r.len,
             host: r.host().as_ptr(),
             fd_offset: r.offset,
-            fd: memory.fd().as_raw_fd(),
+            fd: memory.fd().map_or(-1, |fd| fd.as_raw_fd()),
             reserved: 0,
             dirty: r.dirty().as_ptr().cast_mut().cast(),
         });

@@ -13,11 +13,11 @@ use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
 use super::guest::Images;
 use super::watched::Watched;
-use super::{Mailbox, Message, Objects, Vm, signals};
+use super::{Begun, Mailbox, Message, Objects, Vm, signals};
 use crate::config::{BackendConfig, DebugConfig, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::{Backend, Vm as _};
-use crate::machine::{Board, DebugOutput, DebugPort, Machine};
+use crate::machine::{DebugOutput, DebugPort, Machine};
 use crate::plugins::device::{Description, Device};
 use crate::plugins::instance::{Instance, Shared, Startup};
 use crate::plugins::iothread::IoThread;
@@ -28,7 +28,7 @@ use crate::plugins::schema::BackendKind;
 use crate::plugins::wiring::Isa;
 use crate::vcpu::VcpuSet;
 
-pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
+pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<Vm> {
     let timeline = Arc::new(Timeline::new(started));
     timeline.mark(Mark::ConfigRead);
     let (sender, messages) = channel();
@@ -39,14 +39,15 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
     signals::deliver(&mailbox)?;
     let images = Images::open(&config.boot)?;
     let debug_port = Arc::new(DebugPort::new(debug_output(&config)?));
-    let board = Board {
-        debug_port: debug_port.clone(),
-        ..Board::default()
-    };
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
-    let hypervisor = Arc::new(Backend::create(&config.name, config.memory_bytes)?);
+    let hypervisor = Arc::new(Backend::create(
+        begun,
+        &config.name,
+        config.memory_bytes,
+        &config.backing,
+    )?);
     let cpus = u32::from(config.cpus);
     let topology = config.cpu_model.topology;
     let max = hypervisor.max_vcpus();
@@ -69,7 +70,8 @@ pub(super) fn build(config: VmConfig, started: Instant) -> Result<Vm> {
         hypervisor.clone(),
         hypervisor.memory(),
         (0..cpus).map(|cpu| topology.apic_id(cpu)).collect(),
-        board,
+        config.board,
+        debug_port.clone(),
         mailbox.events(),
     )?);
     let mut objects = Objects::default();

@@ -157,7 +157,7 @@ fn table(ours: &Figures, peer: &Figures) -> String {
 }
 
 /// A program with its libraries.
-fn add_program(program: &Path, tree: &Path, into: &str) -> Result<()> {
+pub fn add_program(program: &Path, tree: &Path, into: &str) -> Result<()> {
     let mut files: Vec<(PathBuf, PathBuf)> = Vec::new();
     let name = program.file_name().context("a program without a name")?;
     files.push((program.to_owned(), tree.join(into).join(name)));
@@ -171,7 +171,7 @@ fn add_program(program: &Path, tree: &Path, into: &str) -> Result<()> {
     Ok(())
 }
 
-fn add(from: &Path, to: &Path) -> Result<()> {
+pub fn add(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(to))?;
     fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
@@ -179,7 +179,7 @@ fn add(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// An initial root of `base` and what `tree` adds: the kernel unpacks archives one after the other.
-fn with(base: &Path, tree: &Path, archive: &Path) -> Result<()> {
+pub fn with(base: &Path, tree: &Path, archive: &Path) -> Result<()> {
     let more = archive.with_extension("more");
     cpio::write(tree, &more)?;
     let mut whole = fs::read(base).with_context(|| format!("cannot read {}", base.display()))?;

@@ -170,7 +170,7 @@ impl Job {
             }
             at += line.len();
         }
-        (&console[from.unwrap_or(0)..], None)
+        (from.map_or("", |from| &console[from..]), None)
     }
 }
 
@@ -223,5 +223,6 @@ mod tests {
         let console = "x\r\nLAB-BEGIN a\r\none\r\ntwoLAB-EXIT a 4\r\nLAB-BEGIN b\r\n";
         assert_eq!(job.part(console), ("one\r\ntwo", Some(4)));
         assert_eq!(job.part("LAB-BEGIN a\nhangs"), ("hangs", None));
+        assert_eq!(job.part("LAB-BEGIN b\nhangs"), ("", None));
     }
 }

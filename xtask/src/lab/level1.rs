@@ -2,8 +2,9 @@
 
 use super::debian::Disks;
 use super::{Job, Lab, Mode};
+use crate::packages;
+use crate::process::{self, Outcome};
 use crate::report::Report;
-use crate::{packages, process};
 use anyhow::{Context, Result, bail};
 use std::process::Command;
 use std::time::Duration;
@@ -66,7 +67,18 @@ fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result
     Ok(command)
 }
 
-/// Runs jobs in one level 1, one after the other, and judges each.
+/// How often level 1 may die before it counts as the jobs' fault.
+const DEATHS: u32 = 3;
+/// What is left of level 1 when QEMU, or the kernel on its emulated processor, has failed. No program that runs in level 1
+/// can bring either about.
+const SIGNS_OF_DEATH: [&str; 3] = [
+    "Kernel panic - not syncing",
+    "assertion failed: (qemu_mutex_iothread_locked())",
+    "Bail out! ERROR:",
+];
+
+/// Runs jobs in one level 1, one after the other, and judges each. If the emulation fails, the jobs that have not ended are
+/// begun anew: QEMU 7.2's SVM corrupts its kernel's stack about once an hour.
 pub fn run(
     lab: &Lab,
     jobs: &[&Job],
@@ -75,6 +87,32 @@ pub fn run(
     report: &mut Report,
 ) -> Result<()> {
     lab.level1_root()?;
+    let mut waiting = jobs.to_vec();
+    for death in 1.. {
+        let outcome = boot(lab, &waiting, disks, mode)?;
+        // Nothing comes after it; a guest's panic is followed by the end of its job.
+        let last = outcome.tail(60);
+        let died = SIGNS_OF_DEATH.iter().any(|sign| last.contains(sign));
+        let ended = |job: &&Job| job.part(&outcome.output).1.is_some();
+        let again = died && !outcome.output.contains("LAB-END") && death < DEATHS;
+        for job in waiting.iter().filter(|job| !again || ended(job)) {
+            let (console, code) = job.part(&outcome.output);
+            job.judge(console, code, report);
+        }
+        if !again {
+            break;
+        }
+        waiting.retain(|job| !ended(job));
+        println!(
+            "level 1 has died, which is the emulation's fault; {} jobs are begun anew:\n{}",
+            waiting.len(),
+            outcome.tail(12)
+        );
+    }
+    Ok(())
+}
+
+fn boot(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, mode: Mode) -> Result<Outcome> {
     let mut limit = OVERHEAD;
     for job in jobs {
         limit += job.limit;
@@ -92,18 +130,11 @@ pub fn run(
         outcome.elapsed.as_secs_f64(),
         outcome.ending()
     );
-    for line in outcome
-        .output
-        .lines()
-        .filter(|line| line.contains("LAB-ERROR"))
-    {
-        report.fail("lab: level 1", line.trim_end());
+    let said = |line: &&str| line.contains("LAB-ERROR");
+    if let Some(error) = outcome.output.lines().find(said) {
+        bail!("level 1: {}", error.trim_end());
     }
-    for job in jobs {
-        let (console, code) = job.part(&outcome.output);
-        job.judge(console, code, report);
-    }
-    Ok(())
+    Ok(outcome)
 }
 
 /// Runs one job with the terminal attached; QEMU's escape is Ctrl-A x.

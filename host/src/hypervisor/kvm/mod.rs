@@ -14,6 +14,7 @@ use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
@@ -29,6 +30,7 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 pub use vcpu::KvmVcpu;
 
+use super::backing::Backing;
 use super::cpuid::CpuidProfile;
 use super::msr::UnknownMsrs;
 use super::rom::Rom;
@@ -67,12 +69,18 @@ pub struct KvmVm {
 
 impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
+    type Begun = KvmBegun;
 
-    fn create(name: &str, memory: u64) -> Result<Self> {
+    fn begin() -> KvmBegun {
+        // KVM_CREATE_VM may wait for grace periods of the kernel's RCU, milliseconds each.
+        let thread = Builder::new().name("create-vm".to_owned()).spawn(make);
+        KvmBegun(thread.ok())
+    }
+
+    fn create(begun: KvmBegun, name: &str, memory: u64, backing: &Backing) -> Result<Self> {
         let describe = || format!("Cannot create VM {name}");
-        let memory = Arc::new(GuestMemory::new(memory).with_context(describe)?);
-        let kvm = open(c"/dev/kvm").with_context(describe)?;
-        let fd = create_vm(&kvm).with_context(describe)?;
+        let memory = Arc::new(GuestMemory::with(memory, backing).with_context(describe)?);
+        let (kvm, fd) = begun.wait().with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
         take_unknown_msrs(&kvm, &fd).with_context(describe)?;
@@ -216,6 +224,26 @@ impl Vm for KvmVm {
     fn reset(&self) -> Result<()> {
         power_on::reset_chips(&self.fd)
     }
+}
+
+/// A VM without anything in it, under way on a thread, if there could be one.
+#[derive(Debug)]
+pub struct KvmBegun(Option<JoinHandle<Result<(Kvm, VmFd)>>>);
+
+impl KvmBegun {
+    fn wait(self) -> Result<(Kvm, VmFd)> {
+        match self.0.map(JoinHandle::join) {
+            Some(Ok(made)) => made,
+            // No thread, or one that panicked.
+            None | Some(Err(_)) => make(),
+        }
+    }
+}
+
+fn make() -> Result<(Kvm, VmFd)> {
+    let kvm = open(c"/dev/kvm")?;
+    let fd = create_vm(&kvm)?;
+    Ok((kvm, fd))
 }
 
 impl KvmVm {

@@ -14,12 +14,20 @@ use crate::pci::{CONFIG_PORTS, CONFIG_PORTS_LEN};
 
 /// Differentiated System Description Table.
 pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
-    let mut objects = vec![pci_root(contents), board_resources(contents)];
-    // The UID is what the MADT calls the same CPU.
-    objects.extend((0..contents.apic_ids.len()).map(|uid| {
-        let children = [hid("ACPI0007"), name("_UID", &(uid as u32))];
-        device(&format!("C{uid:03X}"), &children)
-    }));
+    let mut objects = Vec::new();
+    if contents.board.pci {
+        objects.extend([pci_root(contents), board_resources(contents)]);
+    }
+    if contents.board.legacy {
+        // The UID is what the MADT calls the same CPU.
+        objects.extend((0..contents.apic_ids.len()).map(|uid| {
+            let children = [hid("ACPI0007"), name("_UID", &(uid as u32))];
+            device(&format!("C{uid:03X}"), &children)
+        }));
+    } else {
+        // No bridge, so no bus of their own.
+        objects.extend(isa::isa_devices(contents.isa));
+    }
     let objects = objects.iter().map(|object| object as &dyn Aml).collect();
     let bus = raw(&Scope::new("_SB_".into(), objects));
     let sleep_type = SLP_TYP_S5 as u8;
@@ -35,14 +43,18 @@ pub(super) fn dsdt(contents: &Contents<'_>) -> Vec<u8> {
 }
 
 fn pci_root(contents: &Contents<'_>) -> Raw {
-    let children = [
+    let mut children = vec![
         hid("PNP0A03"),
         name("_UID", &ZERO),
         name("_BBN", &ZERO),
         windows(contents.windows),
-        isa::isa_bridge(contents),
-        links::routing("\\_SB_.PCI0.ISA_"),
     ];
+    if contents.board.legacy {
+        children.push(isa::isa_bridge(contents));
+        children.push(links::routing(Some("\\_SB_.PCI0.ISA_")));
+    } else {
+        children.push(links::routing(None));
+    }
     device("PCI0", &children)
 }
 

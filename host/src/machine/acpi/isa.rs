@@ -13,10 +13,16 @@ pub(super) fn isa_bridge(contents: &Contents<'_>) -> Raw {
     let mut children = vec![name("_ADR", &0x0001_0000_u32)];
     children.extend(links::links());
     children.extend(board(contents));
-    for (number, device) in contents.isa.iter().enumerate() {
-        children.push(isa_device(number, contents.isa, device));
-    }
+    children.extend(isa_devices(contents.isa));
     device("ISA_", &children)
+}
+
+/// Those that plugins bring.
+pub(super) fn isa_devices(all: &[IsaDevice]) -> Vec<Raw> {
+    let numbered = all.iter().enumerate();
+    numbered
+        .map(|(number, device)| isa_device(number, all, device))
+        .collect()
 }
 
 /// What is always there, and what this board has of the rest. A device that is not real is not listed: there is no DMA
@@ -38,7 +44,7 @@ fn board(contents: &Contents<'_>) -> Vec<Raw> {
         // It shares the keyboard's ports, which are listed there.
         devices.push(fixed("MOU_", "PNP0F13", &[], Some(12)));
     }
-    if contents.board.fw_cfg {
+    if contents.fw_cfg {
         let children = [
             hid("QEMU0002"),
             // Present and working, but nothing to show to a user.

@@ -8,7 +8,7 @@ use acpi_tables::aml::{
 };
 
 use super::aml::{FIRST_INTERRUPT, Raw, device, hid, level_interrupts, name, raw};
-use crate::pci::intx_link;
+use crate::pci::{intx_gsi, intx_link};
 
 /// PCI devices per bus and pins per device.
 const DEVICES: u8 = 32;
@@ -131,14 +131,19 @@ fn link(number: usize) -> Raw {
     )
 }
 
-/// `_PRT`: every pin of every device to its link, which is below `bridge`.
-pub(super) fn routing(bridge: &str) -> Raw {
+/// `_PRT`: every pin of every device to its link, which is below `bridge`, or, where there is none, straight to its line.
+pub(super) fn routing(bridge: Option<&str>) -> Raw {
     let mut table = PackageBuilder::new();
     for device in 0..DEVICES {
         for pin in 0..PINS {
             let address = u32::from(device) << 16 | 0xffff;
-            let link = path(&format!("{bridge}.{}", LINKS[intx_link(device, pin + 1)]));
-            table.add_element(&Package::new(vec![&address, &pin, &link, &ZERO]));
+            if let Some(bridge) = bridge {
+                let link = path(&format!("{bridge}.{}", LINKS[intx_link(device, pin + 1)]));
+                table.add_element(&Package::new(vec![&address, &pin, &link, &ZERO]));
+            } else {
+                let gsi = intx_gsi(device, pin + 1);
+                table.add_element(&Package::new(vec![&address, &pin, &ZERO, &gsi]));
+            }
         }
     }
     name("_PRT", &table)

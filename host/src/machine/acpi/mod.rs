@@ -18,7 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, facs::FACS};
 use anyhow::{Result, ensure};
 
-use super::ECAM_BASE;
+use super::{Board, ECAM_BASE};
 
 pub use loader::{Blobs, LOADER_FILE, RSDP_FILE, TABLES_FILE};
 pub(super) use windows::Windows;
@@ -55,21 +55,14 @@ pub struct IsaDevice {
     pub irq: Option<(u8, bool)>,
 }
 
-/// Devices of the board that not every machine has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BoardDevices {
-    /// Keyboard and mouse at a PS/2 controller.
-    pub ps2: bool,
-    /// QEMU's firmware configuration device.
-    pub fw_cfg: bool,
-}
-
 /// What the tables say about this machine.
 pub(super) struct Contents<'a> {
     /// Local APIC id of each CPU. A CPU's number is its UID.
     pub apic_ids: &'a [u32],
     pub windows: &'a Windows,
-    pub board: BoardDevices,
+    pub board: Board,
+    /// Whether there is QEMU's firmware configuration device.
+    pub fw_cfg: bool,
     /// Ports of the board that belong to no listed device: first port, how many.
     pub board_ports: &'a [(u16, u16)],
     pub isa: &'a [IsaDevice],
@@ -116,23 +109,24 @@ pub(super) fn build(contents: &Contents<'_>) -> Blobs {
     let facs = blobs.add(&bytes(&FACS::new()), loader::TABLES_ALIGN as usize);
     let dsdt = blobs.add(&dsdt::dsdt(contents), 16);
     blobs.seal(dsdt);
-    let fadt = blobs.add(
-        &tables::fadt(facs as u32, dsdt as u32, contents.board.ps2),
-        16,
-    );
+    let fadt = tables::fadt(facs as u32, dsdt as u32, contents.board);
+    let fadt = blobs.add(&fadt, 16);
     for (field, width) in tables::FADT_POINTERS {
         blobs.pointer(Blob::Tables, fadt + field, width);
     }
     blobs.seal(fadt);
-    let madt = blobs.add(&tables::madt(contents.apic_ids), 16);
+    let madt = blobs.add(&tables::madt(contents.apic_ids, contents.board), 16);
     blobs.seal(madt);
-    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM_BASE, 0, 0, LAST_BUS);
-    let mcfg = blobs.add(&bytes(&mcfg), 16);
-    blobs.seal(mcfg);
+    let mut listed = vec![fadt, madt];
+    if contents.board.pci {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        mcfg.add_ecam(ECAM_BASE, 0, 0, LAST_BUS);
+        let mcfg = blobs.add(&bytes(&mcfg), 16);
+        blobs.seal(mcfg);
+        listed.push(mcfg);
+    }
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let listed = [fadt, madt, mcfg];
-    for table in listed {
+    for &table in &listed {
         xsdt.add_entry(table as u64);
     }
     let xsdt = blobs.add(&bytes(&xsdt), 16);

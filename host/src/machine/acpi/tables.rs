@@ -3,7 +3,11 @@
 use acpi_tables::sdt::Sdt;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::machine::pm::{GPE0_BASE, GPE0_LEN, PM_BASE, PM_TIMER, PM1_CONTROL, PM1_EVENT, SCI};
+use crate::machine::Board;
+use crate::machine::pm::{
+    GPE0_BASE, GPE0_LEN, PM_BASE, PM_TIMER, PM1_CONTROL, PM1_EVENT, SCI, SLEEP_CONTROL,
+    SLEEP_STATUS,
+};
 use crate::machine::reset::{RESET_PORT, RESET_VALUE};
 use crate::machine::rtc::CENTURY;
 use crate::machine::{IOAPIC_BASE, LAPIC_BASE};
@@ -12,6 +16,10 @@ use crate::pci::LINK_GSI;
 /// FADT flags (ACPI 6.4 table 5.10): WBINVD, C1 works, no sleep button, RTC can't wake, 32-bit timer, reset register.
 /// The power button flag stays 0: there is one, in the fixed registers.
 const FADT_FLAGS: u32 = 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
+/// And without fixed hardware: WBINVD, no power button, no sleep button, reset register, hardware-reduced ACPI.
+const FADT_FLAGS_REDUCED: u32 = 1 | 1 << 4 | 1 << 5 | 1 << 10 | 1 << 20;
+/// Boot flags without the PC of old: no VGA, no CMOS clock.
+const BOOT_FLAGS_REDUCED: u16 = 1 << 2 | 1 << 5;
 /// IA-PC boot flags (ACPI 6.4 table 5.11): devices on the ISA bus, no VGA.
 const BOOT_FLAGS: u16 = 1 | 1 << 2;
 /// The flag of a keyboard controller.
@@ -46,12 +54,28 @@ const MADT_REVISION: u8 = 6;
 pub(super) const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
 
 /// Fixed ACPI Description Table, revision 6 with its minor part.
-pub(super) fn fadt(facs: u32, dsdt: u32, ps2: bool) -> Vec<u8> {
+pub(super) fn fadt(facs: u32, dsdt: u32, board: Board) -> Vec<u8> {
     let mut table = Sdt::new(*b"FACP", 276, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let (event, control) = (PM_BASE + PM1_EVENT, PM_BASE + PM1_CONTROL);
-    let timer = PM_BASE + PM_TIMER;
     table.write_u32(36, facs);
     table.write_u32(40, dsdt);
+    table.write_bytes(116, &port(RESET_PORT, 8, 1));
+    table.write_u8(128, RESET_VALUE);
+    table.write_u8(131, FADT_MINOR);
+    table.write_u64(140, u64::from(dsdt));
+    if board.legacy {
+        fixed_hardware(&mut table, board);
+    } else {
+        table.write_u16(109, BOOT_FLAGS_REDUCED);
+        table.write_u32(112, FADT_FLAGS_REDUCED);
+        table.write_bytes(244, &port(PM_BASE + SLEEP_CONTROL, 8, 1));
+        table.write_bytes(256, &port(PM_BASE + SLEEP_STATUS, 8, 1));
+    }
+    table.as_slice().to_vec()
+}
+
+fn fixed_hardware(table: &mut Sdt, board: Board) {
+    let (event, control) = (PM_BASE + PM1_EVENT, PM_BASE + PM1_CONTROL);
+    let timer = PM_BASE + PM_TIMER;
     table.write_u16(46, u16::from(SCI));
     // SMI_CMD (48) stays 0: the machine is in ACPI mode from the start.
     table.write_u32(56, u32::from(event));
@@ -62,18 +86,13 @@ pub(super) fn fadt(facs: u32, dsdt: u32, ps2: bool) -> Vec<u8> {
     table.write_u16(96, NO_C2);
     table.write_u16(98, NO_C3);
     table.write_u8(108, CENTURY);
-    let keyboard = if ps2 { BOOT_8042 } else { 0 };
+    let keyboard = if board.ps2 { BOOT_8042 } else { 0 };
     table.write_u16(109, BOOT_FLAGS | keyboard);
     table.write_u32(112, FADT_FLAGS);
-    table.write_bytes(116, &port(RESET_PORT, 8, 1));
-    table.write_u8(128, RESET_VALUE);
-    table.write_u8(131, FADT_MINOR);
-    table.write_u64(140, u64::from(dsdt));
     table.write_bytes(148, &port(event, 32, 2));
     table.write_bytes(172, &port(control, 16, 2));
     table.write_bytes(208, &port(timer, 32, 3));
     table.write_bytes(220, &port(GPE0_BASE, 8 * GPE0_LEN, 1));
-    table.as_slice().to_vec()
 }
 
 fn interrupt_override(irq: u8, gsi: u32, flags: u16) -> [u8; 10] {
@@ -82,10 +101,10 @@ fn interrupt_override(irq: u8, gsi: u32, flags: u16) -> [u8; 10] {
 }
 
 /// Multiple APIC Description Table (ACPI 6.4 section 5.2.12), for CPUs with these local APIC ids.
-pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
+pub(super) fn madt(apic_ids: &[u32], board: Board) -> Vec<u8> {
     let mut body = (LAPIC_BASE as u32).to_le_bytes().to_vec();
-    // There is a pair of 8259s too.
-    body.extend(1_u32.to_le_bytes());
+    // Whether there is a pair of 8259s too.
+    body.extend(u32::from(board.legacy).to_le_bytes());
     // Ids never are smaller than the numbers of their CPUs, so a small entry has room for both.
     for (uid, &id) in (0_u32..).zip(apic_ids) {
         if id < FIRST_X2APIC {
@@ -100,14 +119,17 @@ pub(super) fn madt(apic_ids: &[u32]) -> Vec<u8> {
     body.extend([1, 12, IOAPIC_ID, 0]);
     body.extend((IOAPIC_BASE as u32).to_le_bytes());
     body.extend(0_u32.to_le_bytes());
-    // The timer's line 0 is wired to input 2.
-    body.extend(interrupt_override(0, 2, 0));
-    let mut level = vec![5, SCI, 10, 11];
-    level.extend(LINK_GSI.iter().map(|&gsi| gsi as u8));
-    level.sort_unstable();
-    level.dedup();
-    for irq in level {
-        body.extend(interrupt_override(irq, u32::from(irq), LEVEL_HIGH));
+    // Where there is no ISA interrupt to override, PCI's own routing says what its lines are like.
+    if board.legacy {
+        // The timer's line 0 is wired to input 2.
+        body.extend(interrupt_override(0, 2, 0));
+        let mut level = vec![5, SCI, 10, 11];
+        level.extend(LINK_GSI.iter().map(|&gsi| gsi as u8));
+        level.sort_unstable();
+        level.dedup();
+        for irq in level {
+            body.extend(interrupt_override(irq, u32::from(irq), LEVEL_HIGH));
+        }
     }
     // LINT1 is NMI on every CPU.
     body.extend([4, 6, ALL_CPUS, 0, 0, 1]);

@@ -36,25 +36,46 @@ fn devices() -> Vec<IsaDevice> {
     ]
 }
 
+const WITHOUT_PS2: Board = Board {
+    legacy: true,
+    pci: true,
+    ps2: false,
+};
+
+/// The PC of old left out, with and without PCI.
+const REDUCED: [Board; 2] = [
+    Board {
+        legacy: false,
+        pci: true,
+        ps2: false,
+    },
+    Board {
+        legacy: false,
+        pci: false,
+        ps2: false,
+    },
+];
+
 /// Calls `make` with a machine of CPUs with these ids.
-fn with<T>(apic_ids: &[u32], ps2: bool, make: impl FnOnce(&Contents<'_>) -> T) -> T {
+fn with<T>(apic_ids: &[u32], board: Board, make: impl FnOnce(&Contents<'_>) -> T) -> T {
     make(&Contents {
         apic_ids,
         windows: &windows(),
-        board: BoardDevices { ps2, fw_cfg: ps2 },
+        board,
+        fw_cfg: board.ps2,
         board_ports: &[(0xb000, 0x40), (0xafe0, 4)],
         isa: &devices(),
     })
 }
 
 /// The tables as direct boot leaves them, in the order of [`walk`].
-fn direct(cpus: u32, ps2: bool) -> Vec<(String, Vec<u8>)> {
+fn direct(cpus: u32, board: Board) -> Vec<(String, Vec<u8>)> {
     let ids: Vec<u32> = (0..cpus).collect();
     let place = Place {
         tables: 0xe_0000,
         end: 0xf_0000,
     };
-    let blobs = with(&ids, ps2, |contents| link(contents, &place)).unwrap();
+    let blobs = with(&ids, board, |contents| link(contents, &place)).unwrap();
     walk(&blobs.rsdp, &blobs.tables, 0xe_0000)
 }
 
@@ -104,14 +125,14 @@ fn walk(rsdp: &[u8], tables: &[u8], base: u64) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_guest_finds_every_table_with_a_good_checksum() {
-    let found = direct(2, true);
+    let found = direct(2, Board::default());
     let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["FACP", "APIC", "MCFG", "DSDT", "XSDT", "FACS"]);
 }
 
 #[test]
 fn the_fadt_points_at_the_registers_there_are() {
-    let found = direct(1, true);
+    let found = direct(1, Board::default());
     let fadt = &found[0].1;
     assert_eq!((fadt.len(), fadt[8]), (276, 6));
     assert_eq!(number(fadt, 46, 2), 9);
@@ -139,13 +160,13 @@ fn the_fadt_points_at_the_registers_there_are() {
     assert_eq!(number(fadt, 112, 4) & 0x410, 0x400);
     // No VGA; a keyboard controller where there is one.
     assert_eq!(number(fadt, 109, 2) & 0b110, 0b110);
-    assert_eq!(number(&direct(1, false)[0].1, 109, 2) & 0b110, 0b100);
+    assert_eq!(number(&direct(1, WITHOUT_PS2)[0].1, 109, 2) & 0b110, 0b100);
 }
 
 #[test]
 fn the_madt_lists_every_cpu_once() {
     for cpus in [1, 2, 254, 255, 256, 300] {
-        let found = direct(cpus, true);
+        let found = direct(cpus, Board::default());
         let madt = &found[1].1;
         let (mut at, mut uids, mut ids, mut overrides) = (44, Vec::new(), Vec::new(), Vec::new());
         while at < madt.len() {
@@ -185,7 +206,7 @@ fn the_madt_lists_every_cpu_once() {
 
 #[test]
 fn a_cpu_has_the_id_that_its_topology_gives() {
-    let blobs = with(&[0, 1, 4, 256], true, build);
+    let blobs = with(&[0, 1, 4, 256], Board::default(), build);
     let at = find(&blobs.tables, b"APIC");
     let entries = &blobs.tables[at + 44..];
     assert_eq!(entries[..8], [0, 8, 0, 0, 1, 0, 0, 0]);
@@ -206,9 +227,41 @@ fn tables_that_do_not_fit_are_refused() {
         tables: 0xe_0000,
         end: 0xf_0000,
     };
-    let result = with(&ids, true, |contents| link(contents, &place));
+    let result = with(&ids, Board::default(), |contents| link(contents, &place));
     let error = result.err().unwrap().to_string();
     assert!(error.contains("4096 CPUs"), "{error}");
+}
+
+/// ACPI 6.4 section 4.1: what hardware-reduced tables have and have not.
+#[test]
+fn a_reduced_board_shows_no_fixed_hardware() {
+    for board in REDUCED {
+        let found = direct(1, board);
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.contains(&"MCFG"), board.pci);
+        let fadt = &found[0].1;
+        let flags = number(fadt, 112, 4);
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10, "{flags:#x}");
+        // SCI, SMI command and every fixed block.
+        assert!(fadt[46..95].iter().all(|&byte| byte == 0));
+        assert!(fadt[148..244].iter().all(|&byte| byte == 0));
+        assert_eq!(
+            (number(fadt, 248, 8), number(fadt, 260, 8)),
+            (0xb010, 0xb011)
+        );
+        assert_eq!((number(fadt, 120, 8), fadt[128]), (0xcf9, 6));
+        // No VGA, no CMOS clock, no keyboard controller.
+        assert_eq!(number(fadt, 109, 2), 0b10_0100);
+        // No pair of 8259s, and nothing to override: its entries have type 2 and length 10.
+        let madt = &found[1].1;
+        assert_eq!(number(madt, 40, 4), 0);
+        assert!(!madt.windows(4).any(|entry| entry[..3] == [2, 10, 0]));
+        let dsdt = &found.iter().find(|(name, _)| name == "DSDT").unwrap().1;
+        let holds = |text: &[u8]| dsdt.windows(text.len()).any(|part| part == text);
+        assert!(holds(b"_S5_") && holds(b"D000"));
+        assert!(!holds(b"RTC_") && !holds(b"LNKA") && !holds(b"ISA_"));
+        assert_eq!(holds(b"PCI0"), board.pci);
+    }
 }
 
 #[test]
@@ -277,8 +330,10 @@ fn iasl_agrees_with_every_table() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    for cpus in [1, 300] {
-        for (name, table) in direct(cpus, true) {
+    let [pci, bare] = REDUCED;
+    let pc = Board::default();
+    for (board, cpus) in [(pc, 1), (pc, 300), (pci, 1), (bare, 1)] {
+        for (name, table) in direct(cpus, board) {
             if name != "FACS" && name != "XSDT" {
                 iasl(folder.path(), &name, &table);
             }

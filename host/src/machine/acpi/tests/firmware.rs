@@ -97,7 +97,7 @@ impl Firmware {
 fn firmware_installs_every_table_and_keeps_no_blob() {
     for (cpus, base) in [(1, 0x7e00_0000), (254, 0xbffe_0000)] {
         let ids: Vec<u32> = (0..cpus).collect();
-        let files = with(&ids, true, build);
+        let files = with(&ids, Board::default(), build);
         assert_eq!(files.loader.len() % COMMAND, 0);
         let mut firmware = Firmware {
             blobs: BTreeMap::new(),
@@ -122,7 +122,7 @@ fn firmware_installs_every_table_and_keeps_no_blob() {
             &firmware.blobs[RSDP_FILE].bytes,
         );
         let found = walk(rsdp, &tables.bytes, tables.base);
-        let same = direct(cpus, true);
+        let same = direct(cpus, Board::default());
         for ((name, table), (other, expected)) in found.iter().zip(&same) {
             assert_eq!((name, table.len()), (other, expected.len()));
             if matches!(name.as_str(), "DSDT" | "APIC" | "MCFG" | "FACS") {

@@ -31,7 +31,7 @@ fn a_link_is_what_its_register_says_and_the_register_what_it_was_set_to() {
         );
         return;
     }
-    let dsdt = &direct(1, true)[3].1;
+    let dsdt = &direct(1, Board::default())[3].1;
     for (link, other) in [("LNKA", "LNKB"), ("LNKD", "LNKC")] {
         let at = |link: &str, object: &str| format!("\\_SB_.PCI0.ISA_.{link}.{object}");
         let set = at(link, "_SRS (89 06 00 09 01 0a 00 00 00 79 00)");
@@ -68,7 +68,11 @@ fn every_pin_is_wired_to_the_link_that_its_line_comes_from() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("dsdt.dat"), &direct(1, true)[3].1).unwrap();
+    fs::write(
+        folder.path().join("dsdt.dat"),
+        &direct(1, Board::default())[3].1,
+    )
+    .unwrap();
     let status = Command::new("iasl")
         .args(["-d", "dsdt.dat"])
         .current_dir(folder.path())

@@ -1,0 +1,80 @@
+//! Keys of `[main]` that say what guest memory is made of: `hugepages`, `prefault` and `memory_file`.
+
+use std::path::PathBuf;
+
+use super::document::Value;
+use super::source::Problems;
+use super::values::{Field, size_text};
+use crate::hypervisor::backing::{self, Backing, HugePage, Source};
+
+/// Reads them. `memory` is the size of guest memory, if that is known; whether the machine can give it is then checked.
+pub fn read<'a>(
+    field: &impl Fn(&'static str) -> Option<Field<'a>>,
+    memory: Option<u64>,
+    problems: &mut Problems,
+) -> Backing {
+    let huge = field("hugepages").and_then(|field| hugepages(&field, problems));
+    let file = field("memory_file").and_then(|field| field.name(problems));
+    let prefault = field("prefault").and_then(|field| field.boolean(problems)) == Some(true);
+    if let (Some(_), Some(_), Some(field)) = (huge, file, field("memory_file")) {
+        problems
+            .error(
+                field.entry.key,
+                "`memory_file` in [main] excludes `hugepages`",
+            )
+            .help("a file on a filesystem of type hugetlbfs has large pages by itself");
+        return Backing::default();
+    }
+    let source = match (huge, file) {
+        (Some(size), _) => Source::Huge(size),
+        (_, Some(path)) => Source::File(PathBuf::from(path)),
+        _ => Source::Anonymous,
+    };
+    let backing = Backing { source, prefault };
+    if let Some(bytes) = memory {
+        check(field, &backing, bytes, problems);
+    }
+    backing
+}
+
+/// `true`, or a size. 2 MiB is what `true` means on every x86 system.
+fn hugepages(field: &Field<'_>, problems: &mut Problems) -> Option<HugePage> {
+    match &field.entry.value {
+        Value::Bool(true) => Some(HugePage::Size2M),
+        Value::Bool(false) => None,
+        Value::Text(text) if text == "2M" => Some(HugePage::Size2M),
+        Value::Text(text) if text == "1G" => Some(HugePage::Size1G),
+        _ => {
+            field.expected("`true`, `false`, \"2M\" or \"1G\"", problems);
+            None
+        }
+    }
+}
+
+fn check<'a>(
+    field: &impl Fn(&'static str) -> Option<Field<'a>>,
+    backing: &Backing,
+    bytes: u64,
+    problems: &mut Problems,
+) {
+    if let (Source::Huge(size), Some(field)) = (&backing.source, field("hugepages"))
+        && !bytes.is_multiple_of(size.bytes())
+    {
+        problems.error(
+            field.entry.at,
+            format!(
+                "`hugepages` in [main]: {} of memory are not whole pages of {size}",
+                size_text(bytes)
+            ),
+        );
+        return;
+    }
+    let key = match &backing.source {
+        Source::Huge(_) => "hugepages",
+        Source::File(_) => "memory_file",
+        Source::Anonymous => "prefault",
+    };
+    if let (Err(why), Some(field)) = (backing::check(backing, bytes), field(key)) {
+        problems.error(field.entry.at, format!("`{key}` in [main]: {why:#}"));
+    }
+}
