@@ -2,8 +2,6 @@
 # lab: sees GUEST-DONE 0
 # lab: sees SIGUSR2: each CPU gets a non-maskable interrupt
 # lab: limit 180
-rm -f root.img
-gunzip -c root.img.gz >root.img
 vmm-host board-vm.toml </dev/null >/tmp/console 2>&1 &
 host=$!
 tries=0

@@ -3,7 +3,7 @@
 # lab: sees Memtest86
 # lab: sees Memory
 # lab: sees Testing
-vmm-host memtest-vm.toml </dev/null >/tmp/memtest 2>&1 &
+vmm-host --log-level debug memtest-vm.toml </dev/null >/tmp/memtest 2>&1 &
 host=$!
 tries=0
 until grep -q Testing /tmp/memtest || [ $tries = 60 ]; do

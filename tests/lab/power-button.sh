@@ -1,8 +1,6 @@
 # SIGTERM to vmm-host is the guest's power button: the guest hears it and powers off by itself.
 # lab: sees GUEST-BUTTON
 # lab: sees GUEST-DONE 0
-rm -f root.img
-gunzip -c root.img.gz >root.img
 vmm-host wait-power-button.toml </dev/null >/tmp/console 2>&1 &
 host=$!
 tries=0

@@ -359,7 +359,6 @@ impl<V: Vm> Machine<V> {
             apic_ids: &self.apic_ids,
             windows: &windows,
             board: self.board,
-            fw_cfg: self.fw_cfg.get().is_some(),
             board_ports: &BOARD_PORTS,
             isa: &isa,
         })

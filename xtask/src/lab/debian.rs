@@ -162,7 +162,7 @@ fn loader(config: &Path, to: &Path) -> Result<()> {
     succeed(
         Command::new(make)
             .args(["-O", "x86_64-efi", "--locales=", "--fonts=", "--themes="])
-            .arg("--install-modules=part_gpt ext2 linux normal serial terminal echo halt")
+            .arg("--install-modules=part_gpt ext2 linux normal serial terminal echo sleep halt")
             .arg("-o")
             .arg(to)
             .arg(format!("boot/grub/grub.cfg={}", config.display())),

@@ -383,12 +383,13 @@ impl Lab {
             copy(&job.file, &tree.join("lab").join(name))?;
         }
         self.stage_guest(&tree.join("lab"))?;
-        let root = tree.join("lab/root.img");
-        succeed(
-            Command::new(packages::program("gzip", "gzip")?)
-                .args(["-1", "-f"])
-                .arg(&root),
-        )?;
+        for disk in ["root.img", "esp.img"] {
+            succeed(
+                Command::new(packages::program("gzip", "gzip")?)
+                    .args(["-1", "-f"])
+                    .arg(tree.join("lab").join(disk)),
+            )?;
+        }
         cpio::write(&tree, &self.level1)
     }
 

@@ -2,11 +2,9 @@
 
 use super::aml::{Raw, device, hid, isa_irq, name, ports, raw, resources};
 use super::{Contents, IsaDevice, links};
+use crate::machine::fw_cfg::{FW_CFG_HID, FW_CFG_PORT, FW_CFG_PORTS};
 use crate::machine::rtc::RTC_PORT;
 use acpi_tables::aml::Interrupt;
-
-/// fw_cfg's selector, data and DMA ports (QEMU docs/specs/fw_cfg.rst).
-const FW_CFG: (u16, u16) = (0x510, 12);
 
 /// `ISA_`, below the PCI root.
 pub(super) fn isa_bridge(contents: &Contents<'_>) -> Raw {
@@ -44,15 +42,13 @@ fn board(contents: &Contents<'_>) -> Vec<Raw> {
         // It shares the keyboard's ports, which are listed there.
         devices.push(fixed("MOU_", "PNP0F13", &[], Some(12)));
     }
-    if contents.fw_cfg {
-        let children = [
-            hid("QEMU0002"),
-            // Present and working, but nothing to show to a user.
-            name("_STA", &0x0b_u8),
-            resources(&[ports(FW_CFG.0, FW_CFG.1)]),
-        ];
-        devices.push(device("FWCF", &children));
-    }
+    let children = [
+        hid(FW_CFG_HID),
+        // Present and working, but nothing to show to a user.
+        name("_STA", &0x0b_u8),
+        resources(&[ports(FW_CFG_PORT, FW_CFG_PORTS)]),
+    ];
+    devices.push(device("FWCF", &children));
     devices
 }
 

@@ -61,8 +61,6 @@ pub(super) struct Contents<'a> {
     pub apic_ids: &'a [u32],
     pub windows: &'a Windows,
     pub board: Board,
-    /// Whether there is QEMU's firmware configuration device.
-    pub fw_cfg: bool,
     /// Ports of the board that belong to no listed device: first port, how many.
     pub board_ports: &'a [(u16, u16)],
     pub isa: &'a [IsaDevice],

@@ -62,7 +62,6 @@ fn with<T>(apic_ids: &[u32], board: Board, make: impl FnOnce(&Contents<'_>) -> T
         apic_ids,
         windows: &windows(),
         board,
-        fw_cfg: board.ps2,
         board_ports: &[(0xb000, 0x40), (0xafe0, 4)],
         isa: &devices(),
     })
