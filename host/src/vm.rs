@@ -65,7 +65,15 @@ impl Mailbox {
 /// What to do after a message.
 enum Next {
     GoOn,
-    Exit(u8),
+    End(Ending),
+}
+
+/// How a VM has ended without a failure.
+struct Ending {
+    /// The process's exit code.
+    code: u8,
+    /// Said when the guest's own last words are out.
+    why: String,
 }
 
 /// What plugins have made for the VM. Ends it all when dropped, however far the VM got: sockets and terminals are left as
@@ -123,21 +131,30 @@ pub fn begin() -> Begun {
 /// The VM could not be built, or failed: the text names what and why.
 pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
     let mut vm = build::build(begun, loaded.config, started)?;
-    let result = vm.start().and_then(|stop| match stop {
-        Some(code) => Ok(code),
+    let result = vm.start().and_then(|ended| match ended {
+        Some(ending) => Ok(ending),
         None => vm.serve(),
     });
-    if log::log_enabled!(log::Level::Debug) {
-        log::debug!("{}", vm.timeline.report());
-    }
-    vm.show_debug_port(result.is_err());
+    let timeline = vm.timeline.clone();
+    let last_words = vm.last_words(result.is_err());
     vm.end();
-    result
+    if log::log_enabled!(log::Level::Debug) {
+        log::debug!("{}", timeline.report());
+    }
+    if let Some(text) = last_words {
+        log::info!(
+            "the guest's last words on its debug port (debug_port in [main] keeps all):\n{text}"
+        );
+    }
+    result.map(|ending| {
+        log::info!("{}", ending.why);
+        ending.code
+    })
 }
 
 impl Vm {
     /// Loads the guest, starts devices, waits for what holds the start, and lets the CPUs run. `Some`: it ended before.
-    fn start(&mut self) -> Result<Option<u8>> {
+    fn start(&mut self) -> Result<Option<Ending>> {
         self.guest
             .load(&self.machine, &self.hypervisor, &self.vcpus, false)?;
         self.timeline.mark(Mark::KernelLoaded);
@@ -157,15 +174,14 @@ impl Vm {
                 | Message::Event(VmEvent::Reset)
                 | Message::Signal(signals::NMI_BUTTON) => {}
                 Message::Signal(signal) => {
-                    log::info!(
-                        "{}: ends before the guest has started",
-                        signals::name(signal)
-                    );
-                    return Ok(Some(self.config.exit_on_halt));
+                    let name = signals::name(signal);
+                    return Ok(Some(
+                        self.halted(format!("{name}: ends before the guest has started")),
+                    ));
                 }
                 Message::Event(event) => {
-                    if let Next::Exit(code) = self.handle(event)? {
-                        return Ok(Some(code));
+                    if let Next::End(ending) = self.handle(event)? {
+                        return Ok(Some(ending));
                     }
                 }
             }
@@ -176,7 +192,7 @@ impl Vm {
     }
 
     /// Acts on messages until the VM ends.
-    fn serve(&mut self) -> Result<u8> {
+    fn serve(&mut self) -> Result<Ending> {
         loop {
             let next = match self.receive()? {
                 Some(Message::Event(event)) => self.handle(event)?,
@@ -189,21 +205,25 @@ impl Vm {
                 None if self.vcpus.find_halt() => self.handle(VmEvent::Halt)?,
                 None => Next::GoOn,
             };
-            if let Next::Exit(code) = next {
-                return Ok(code);
+            if let Next::End(ending) = next {
+                return Ok(ending);
             }
         }
     }
 
+    fn halted(&self, why: impl Into<String>) -> Ending {
+        Ending {
+            code: self.config.exit_on_halt,
+            why: why.into(),
+        }
+    }
+
     fn handle(&mut self, event: VmEvent) -> Result<Next> {
+        let halted = |why: &str| Ok(Next::End(self.halted(why)));
         match event {
-            VmEvent::PowerOff => {
-                log::info!("the guest has turned its power off");
-                Ok(Next::Exit(self.config.exit_on_halt))
-            }
+            VmEvent::PowerOff => halted("the guest has turned its power off"),
             VmEvent::Halt => {
-                log::info!("the guest has halted: every CPU waits with interrupts disabled");
-                Ok(Next::Exit(self.config.exit_on_halt))
+                halted("the guest has halted: every CPU waits with interrupts disabled")
             }
             VmEvent::Reset => self.restart("the guest resets"),
             VmEvent::TripleFault => self.restart("triple fault: the guest resets"),
@@ -212,19 +232,19 @@ impl Vm {
                 "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"
             )),
             VmEvent::Failure { text } => Err(anyhow!("{text}: the VM stops")),
-            VmEvent::Stop => Ok(Next::Exit(self.config.exit_on_halt)),
+            VmEvent::Stop => halted("the VM was asked to stop at once"),
         }
     }
 
     fn signalled(&mut self, signal: i32) -> Next {
         let name = signals::name(signal);
         if self.asked_to_stop {
-            log::info!("{name} again: the VM stops at once");
-            return Next::Exit(self.config.exit_on_halt);
+            return Next::End(self.halted(format!("{name} again: the VM stops at once")));
         }
         if !self.machine.press_power_button() {
-            log::info!("{name}: the guest does not listen to its power button, the VM stops");
-            return Next::Exit(self.config.exit_on_halt);
+            return Next::End(self.halted(format!(
+                "{name}: the guest does not listen to its power button, the VM stops"
+            )));
         }
         self.asked_to_stop = true;
         log::info!("{name}: the guest was asked to power off; once more stops the VM at once");
@@ -243,10 +263,11 @@ impl Vm {
 
     /// Resets the machine in place, unless the file wants the process to end on it.
     fn restart(&mut self, why: &str) -> Result<Next> {
-        log::info!("{why}");
         if let Some(code) = self.config.exit_on_reboot {
-            return Ok(Next::Exit(code));
+            let why = why.to_owned();
+            return Ok(Next::End(Ending { code, why }));
         }
+        log::info!("{why}");
         self.vcpus.pause(LEAVE_DEVICE)?;
         self.objects.devices.iter().try_for_each(Device::pause)?;
         self.machine.reset();
@@ -283,16 +304,11 @@ impl Vm {
         }
     }
 
-    /// Shows what firmware said last, where nothing else tells how far the guest got.
-    fn show_debug_port(&self, failed: bool) {
+    /// What firmware said last on the debug port, where nothing else tells how far the guest got.
+    fn last_words(&self, failed: bool) -> Option<String> {
         self.debug_port.flush();
-        if (failed || !self.spoke.load(Ordering::Acquire))
-            && let Some(tail) = self.debug_port.tail()
-        {
-            log::info!(
-                "the guest's last words on its debug port (debug_port in [main] keeps all):\n{tail}"
-            );
-        }
+        let silent = failed || !self.spoke.load(Ordering::Acquire);
+        silent.then(|| self.debug_port.tail()).flatten()
     }
 
     /// Takes everything down.
