@@ -224,7 +224,7 @@ const LEAVES: [(u32, &str); 30] = [
     (0x8000_0021, "more features"),
 ];
 
-/// The table [cpuid.`name`] of a profile, as a VM file has it.
+/// The table `[cpuid.NAME]` of a profile, as a VM file has it.
 pub fn to_toml(name: &str, profile: &CpuidProfile) -> String {
     let vendor = VENDORS
         .iter()
