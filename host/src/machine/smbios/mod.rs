@@ -49,7 +49,7 @@ const DATE: &str = "11/24/2026";
 /// Who the machine is. An empty text means "not specified".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Manufacturer of system and chassis.
+    /// Manufacturer of system, chassis and firmware.
     pub vendor: String,
     /// Product name.
     pub product: String,

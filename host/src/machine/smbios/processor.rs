@@ -157,7 +157,8 @@ fn caches(topology: Topology, leaf: impl Fn(u32) -> Option<[u32; 4]>) -> Vec<Cac
         }
         let field = |shift: u32, bits: u32| u64::from(ebx >> shift & ((1 << bits) - 1)) + 1;
         let (line, partitions, ways) = (field(0, 12), field(12, 10), field(22, 10));
-        let one = line * partitions * ways * (u64::from(ecx) + 1) / 1024;
+        // A profile may say anything: the largest of all values are 2^64 bytes.
+        let one = (line * partitions * ways).saturating_mul(u64::from(ecx) + 1) / 1024;
         let kib = (one.saturating_mul(logical.div_ceil(sharing))).min(u64::from(u32::MAX)) as u32;
         match all.iter_mut().find(|cache| cache.level == level) {
             // Level 1 is two caches, which a type 4 takes for one.

@@ -375,3 +375,18 @@ fn a_processor_that_says_nothing_is_described_as_unknown() {
         ],
     );
 }
+
+#[test]
+fn a_profile_may_claim_caches_of_any_size() {
+    let cpuid = |leaf, subleaf| match (leaf, subleaf) {
+        (4, 0) => Some([0x21, u32::MAX, u32::MAX, 0]),
+        (4, 1) => Some([0x22, u32::MAX, u32::MAX, 0]),
+        _ => None,
+    };
+    let processors = Processors::from_cpuid(Topology::new(1, 4, 1).unwrap(), cpuid);
+    let blobs = make(&Identity::default(), &processors, &[(0, 1 << 30)], false);
+    let all = walk(&blobs.tables);
+    let (_, _, cache) = all.iter().find(|(kind, ..)| *kind == 7).unwrap();
+    let size = u32::from_le_bytes(cache[0x13..0x17].try_into().unwrap());
+    assert_eq!(size, 1 << 31 | u32::MAX / 64, "in units of 64 KiB");
+}
