@@ -135,6 +135,27 @@ fn what_firmware_says_on_the_debug_port_is_never_lost() {
 }
 
 #[test]
+fn a_sleep_that_is_not_offered_is_logged_once() {
+    if !kvm("a_sleep_that_is_not_offered_is_logged_once") {
+        return;
+    }
+    let scene = Scene::new();
+    let code = [
+        0xb9, 0xe8, 0x03, 0, 0, // mov ecx, 1000
+        0x66, 0xba, 0x04, 0xb0, // mov dx, 0xb004
+        0x66, 0xb8, 0x00, 0x24, // mov ax, 0x2400
+        0x66, 0xef, // out dx, ax
+        0xe2, 0xfc, // loop to out
+        0x66, 0xb8, 0x00, 0x20, // mov ax, 0x2000
+        0x66, 0xef, // out dx, ax
+        0xeb, 0xfe, // jmp to itself
+    ];
+    scene.write("kernel", elf(&code));
+    let ran = scene.run(&vm("", "kernel = \"kernel\"", STDIO)).exited(0);
+    assert_eq!(ran.err.matches("asks for sleep type").count(), 1, "{ran}");
+}
+
+#[test]
 fn a_guest_that_hammers_the_board_is_contained() {
     if !kvm("a_guest_that_hammers_the_board_is_contained") {
         return;

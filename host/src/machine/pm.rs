@@ -57,6 +57,8 @@ struct State {
     enable: u16,
     control: u16,
     gpe_enable: u16,
+    /// Whether a sleep type that there isn't was logged.
+    complained: bool,
 }
 
 /// PM1 event, control and timer registers, and an empty GPE block.
@@ -139,9 +141,9 @@ impl<V: Vm> Pm<V> {
         if sleep_type == SLP_TYP_S5 {
             log::debug!("the guest turns its power off");
             (self.events)(VmEvent::PowerOff);
-        } else {
+        } else if !std::mem::replace(&mut self.lock().complained, true) {
             log::warn!(
-                "the guest asks for sleep type {sleep_type}, which its ACPI tables don't offer: ignored"
+                "the guest asks for sleep type {sleep_type}, which its ACPI tables don't offer: ignored, and not said again"
             );
         }
     }
