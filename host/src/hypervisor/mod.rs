@@ -257,11 +257,11 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The hypervisor refused.
     fn set_level_triggered(&self, irqs: u16) -> anyhow::Result<()>;
 
-    /// Delivers a non-maskable interrupt to CPU `cpu`, as the NMI button of a PC does. From any thread.
+    /// Delivers a non-maskable interrupt to the CPU with this local APIC id, as the NMI button of a PC does. From any thread.
     ///
     /// # Errors
-    /// No such CPU, or the hypervisor refused.
-    fn inject_nmi(&self, cpu: u32) -> anyhow::Result<()>;
+    /// No CPU can have this id, or the hypervisor refused.
+    fn inject_nmi(&self, apic_id: u32) -> anyhow::Result<()>;
 
     /// Puts the in-kernel devices back to power-on state. Called while no vCPU runs; RAM, routes and doorbells stay.
     ///

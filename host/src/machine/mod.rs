@@ -449,6 +449,15 @@ impl<V: Vm> Machine<V> {
     pub fn press_power_button(&self) -> bool {
         self.legacy.pm.press_power_button()
     }
+
+    /// Presses the NMI button, as a server has one: a guest that hangs then shows where, or dumps itself.
+    pub fn press_nmi_button(&self) {
+        for &id in &self.apic_ids {
+            if let Err(error) = self.vm.inject_nmi(id) {
+                log::error!("{error:#}");
+            }
+        }
+    }
 }
 
 /// Keeps devices away from what RAM and the hypervisor answer.

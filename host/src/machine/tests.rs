@@ -26,7 +26,8 @@ impl Fixture {
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
         let debug_port = Arc::new(DebugPort::default());
-        let cpus = vec![0, 1];
+        // As of two sockets with three cores.
+        let cpus = vec![0, 1, 2, 4, 5, 6];
         let memory = Arc::clone(vm.memory());
         let machine = Machine::new(vm.clone(), &memory, cpus, board, debug_port.clone(), sender);
         let machine = machine.unwrap();
@@ -336,6 +337,13 @@ fn power_off_and_reset_are_reported() {
     fixture.io.pio_write(0xcf8, 4, 0x8000_0600);
     fixture.io.pio_write(0x64, 1, 0xd1);
     assert_eq!(fixture.events(), []);
+}
+
+#[test]
+fn the_nmi_button_reaches_every_cpu() {
+    let fixture = Fixture::new();
+    fixture.machine.press_nmi_button();
+    assert_eq!(fixture.vm.seen.lock().unwrap().nmis, [0, 1, 2, 4, 5, 6]);
 }
 
 #[test]

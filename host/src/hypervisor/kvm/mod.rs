@@ -34,6 +34,7 @@ use super::backing::Backing;
 use super::cpuid::CpuidProfile;
 use super::msr::UnknownMsrs;
 use super::rom::Rom;
+use super::topology::APIC_ID_MAX;
 use super::{CpuModel, Doorbell, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
 use routing::Routing;
@@ -212,13 +213,16 @@ impl Vm for KvmVm {
 
     /// As a message with delivery mode NMI (Intel SDM volume 3, section 11.11.2): KVM_NMI is an ioctl of the vCPU, which waits
     /// until that leaves the guest by itself.
-    fn inject_nmi(&self, cpu: u32) -> Result<()> {
-        ensure!(cpu < self.max_vcpus, "There is no vCPU {cpu}");
+    fn inject_nmi(&self, apic_id: u32) -> Result<()> {
+        ensure!(
+            apic_id <= APIC_ID_MAX,
+            "There is no CPU with local APIC id {apic_id}"
+        );
         self.send_msi(Msi {
-            address: MSI_ADDRESS | u64::from(cpu) << 12,
+            address: MSI_ADDRESS | u64::from(apic_id) << 12,
             data: MSI_NMI,
         })
-        .with_context(|| format!("KVM refused an NMI for vCPU {cpu}"))
+        .with_context(|| format!("KVM refused an NMI for the CPU with local APIC id {apic_id}"))
     }
 
     fn reset(&self) -> Result<()> {
