@@ -136,8 +136,12 @@ pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
         None => vm.serve(),
     });
     let timeline = vm.timeline.clone();
-    let last_words = vm.last_words(result.is_err());
+    let (debug_port, spoke) = (vm.debug_port.clone(), vm.spoke.clone());
     vm.end();
+    let last_words = last_words(
+        &debug_port,
+        result.is_err() || !spoke.load(Ordering::Acquire),
+    );
     if log::log_enabled!(log::Level::Debug) {
         log::debug!("{}", timeline.report());
     }
@@ -150,6 +154,13 @@ pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
         log::info!("{}", ending.why);
         ending.code
     })
+}
+
+/// What firmware said last on the debug port, if that is `wanted`: where nothing else tells how far the guest got. When no CPU
+/// runs any more, so that nothing comes after it.
+fn last_words(debug_port: &DebugPort, wanted: bool) -> Option<String> {
+    debug_port.flush();
+    wanted.then(|| debug_port.tail()).flatten()
 }
 
 impl Vm {
@@ -197,7 +208,8 @@ impl Vm {
             let next = match self.receive()? {
                 Some(Message::Event(event)) => self.handle(event)?,
                 Some(Message::Signal(signals::NMI_BUTTON)) => {
-                    self.press_nmi_button();
+                    log::info!("SIGUSR2: each CPU gets a non-maskable interrupt");
+                    self.machine.press_nmi_button();
                     Next::GoOn
                 }
                 Some(Message::Signal(signal)) => self.signalled(signal),
@@ -251,16 +263,6 @@ impl Vm {
         Next::GoOn
     }
 
-    /// Every CPU gets one, as from the button of a server: a guest that hangs then shows where, or dumps itself.
-    fn press_nmi_button(&self) {
-        log::info!("SIGUSR2: each CPU gets a non-maskable interrupt");
-        for cpu in 0..u32::from(self.config.cpus) {
-            if let Err(error) = self.hypervisor.inject_nmi(cpu) {
-                log::error!("{error:#}");
-            }
-        }
-    }
-
     /// Resets the machine in place, unless the file wants the process to end on it.
     fn restart(&mut self, why: &str) -> Result<Next> {
         if let Some(code) = self.config.exit_on_reboot {
@@ -302,13 +304,6 @@ impl Vm {
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(anyhow!("nobody is left to end the VM")),
         }
-    }
-
-    /// What firmware said last on the debug port, where nothing else tells how far the guest got.
-    fn last_words(&self, failed: bool) -> Option<String> {
-        self.debug_port.flush();
-        let silent = failed || !self.spoke.load(Ordering::Acquire);
-        silent.then(|| self.debug_port.tail()).flatten()
     }
 
     /// Takes everything down.
