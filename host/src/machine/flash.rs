@@ -87,7 +87,9 @@ struct State {
     status: u8,
     /// Sectors that differ from the file, first and end.
     dirty: Option<(u64, u64)>,
-    complained: bool,
+    /// What was logged: a command that there isn't, and that the file can't be written.
+    unknown_told: bool,
+    unkept_told: bool,
 }
 
 /// One flash chip.
@@ -111,7 +113,8 @@ impl<V: Vm> Flash<V> {
                 mode: Mode::Array,
                 status: READY,
                 dirty: None,
-                complained: false,
+                unknown_told: false,
+                unkept_told: false,
             }),
         }
     }
@@ -165,8 +168,7 @@ impl<V: Vm> Flash<V> {
         if let Err(error) = file.write_all_at(&bytes, from) {
             state.dirty = Some((from, to));
             state.status |= PROGRAM_FAILED;
-            if !state.complained {
-                state.complained = true;
+            if !std::mem::replace(&mut state.unkept_told, true) {
                 log::error!(
                     "firmware variables can't be kept, and are lost when the VM ends: {error}"
                 );
@@ -176,11 +178,19 @@ impl<V: Vm> Flash<V> {
 
     fn change(&self, state: &mut State, offset: u64, bytes: &[u8]) {
         self.rom.write(offset, bytes);
+        let start = offset / SECTOR * SECTOR;
         let end = (offset + bytes.len() as u64)
             .next_multiple_of(SECTOR)
             .min(self.rom.len());
-        let (from, to) = state.dirty.unwrap_or((offset, end));
-        state.dirty = Some((from.min(offset / SECTOR * SECTOR), to.max(end)));
+        // Two bytes far apart must not have everything between them written.
+        if state
+            .dirty
+            .is_some_and(|(from, to)| end < from || start > to)
+        {
+            self.keep(state);
+        }
+        let (from, to) = state.dirty.unwrap_or((start, end));
+        state.dirty = Some((from.min(start), to.max(end)));
     }
 
     fn command(&self, state: &mut State, command: u8) {
@@ -196,8 +206,7 @@ impl<V: Vm> Flash<V> {
             PROGRAM | PROGRAM_ALTERNATE => Mode::Programming,
             ERASE => Mode::Erasing,
             _ => {
-                if !state.complained {
-                    state.complained = true;
+                if !std::mem::replace(&mut state.unknown_told, true) {
                     log::debug!("flash: no command {command:#04x}; more of them are not logged");
                 }
                 Mode::Array
@@ -320,6 +329,40 @@ mod tests {
         flash.reset();
         assert_eq!(std::fs::read(&path).unwrap()[3 * SECTOR as usize], 0x34);
         assert_eq!(flash.read(0, 0, 1), u64::from(b'_'));
+    }
+
+    #[test]
+    fn changes_far_apart_are_kept_one_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vars.fd");
+        std::fs::write(&path, vec![0xff; 4 * SECTOR as usize]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let (_, flash) = flash(Some(file));
+        for sector in [0, 3] {
+            flash.write(0, sector * SECTOR, 1, PROGRAM.into());
+            flash.write(0, sector * SECTOR, 1, 0);
+        }
+        assert_eq!(flash.lock().dirty, Some((3 * SECTOR, 4 * SECTOR)));
+        assert_eq!(std::fs::read(&path).unwrap()[0], 0);
+        flash.write(0, 2 * SECTOR, 1, PROGRAM.into());
+        flash.write(0, 2 * SECTOR, 1, 0);
+        assert_eq!(flash.lock().dirty, Some((2 * SECTOR, 4 * SECTOR)));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_whatever_was_told_before() {
+        let Ok(full) = File::options().write(true).open("/dev/full") else {
+            println!("SKIPPED: a_full_disk_is_told_whatever_was_told_before: no /dev/full here");
+            return;
+        };
+        let (_, flash) = flash(Some(full));
+        flash.write(0, 0, 1, 0x13);
+        assert!(!flash.lock().unkept_told);
+        flash.write(0, 0, 1, PROGRAM.into());
+        flash.write(0, 0, 1, 0);
+        flash.write(0, 0, 1, READ_ARRAY.into());
+        assert!(flash.lock().unkept_told);
+        assert!(flash.lock().dirty.is_some(), "tried again later");
     }
 
     #[test]
