@@ -112,8 +112,11 @@ fn fill<V: Vm>(vm: &Arc<V>, gpa: u64, bytes: &[u8]) -> Result<Arc<Rom>> {
     Ok(rom)
 }
 
-/// All of a file, which has no more than [`BOOTROM_MAX`] bytes.
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// Opens a file to be read as a whole. It may have been replaced since it was checked.
+///
+/// # Errors
+/// It can't be read, or is no regular file: the text names it.
+pub fn open_regular(path: &Path) -> Result<File> {
     let name = || format!("Cannot read {}", path.display());
     // Opening a FIFO would otherwise wait for somebody to write to it.
     let file = OpenOptions::new()
@@ -121,7 +124,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .with_context(name)?;
-    read_all(&file, path)
+    let regular = file.metadata().with_context(name)?.is_file();
+    ensure!(regular, "{} is not a regular file", path.display());
+    Ok(file)
+}
+
+/// All of a file, which has no more than [`BOOTROM_MAX`] bytes.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    read_all(&open_regular(path)?, path)
 }
 
 fn read_all(file: &File, path: &Path) -> Result<Vec<u8>> {

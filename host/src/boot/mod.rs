@@ -14,7 +14,7 @@ mod linux;
 #[cfg(test)]
 mod tests;
 
-pub use bootrom::{BOOTROM_MAX, Files, Firmware};
+pub use bootrom::{BOOTROM_MAX, Files, Firmware, open_regular};
 pub use entry::Entry;
 pub use image::Image;
 pub use linux::{DirectBoot, load};

@@ -5,13 +5,11 @@ use super::document::Table;
 use super::source::{Problems, Source};
 use super::values::{Field, refuse_unknown};
 use super::vm_config::{FwCfgContents, FwCfgFile, Place};
-use crate::machine::fw_cfg::check_name;
+use crate::machine::fw_cfg::{FILE_MAX, check_name};
 
 const KEYS: [&str; 2] = ["file", "string"];
 /// Names outside of it are the machine's own (QEMU, docs/specs/fw_cfg.rst, "Externally Provided Items").
 const PREFIX: &str = "opt/";
-/// A blob stays in the host's memory.
-const FILE_MAX: u64 = 64 << 20;
 
 /// Reads all tables, in alphabetical order.
 pub fn read(group: &Table, sources: &[Source], problems: &mut Problems) -> Vec<FwCfgFile> {

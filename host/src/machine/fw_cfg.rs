@@ -21,6 +21,8 @@ pub const FW_CFG_PORTS: u16 = 12;
 pub const FW_CFG_HID: &str = "QEMU0002";
 /// The longest name, without its NUL.
 pub const NAME_MAX: usize = 55;
+/// The longest file that a VM file may bring: it stays in the host's memory.
+pub const FILE_MAX: u64 = 64 << 20;
 
 const KEY_SIGNATURE: u16 = 0;
 const KEY_ID: u16 = 1;
@@ -43,7 +45,7 @@ const DMA_SKIP: u32 = 1 << 2;
 const DMA_SELECT: u32 = 1 << 3;
 const DMA_WRITE: u32 = 1 << 4;
 
-/// Bytes that one copy moves: what a guest asks for may be gigabytes.
+/// Bytes that one copy moves.
 const CHUNK: usize = 4096;
 
 /// Makes an item's contents anew each time it is selected.
@@ -260,7 +262,12 @@ impl FwCfg {
         let _ = self.memory.write(address, &result.to_be_bytes());
     }
 
+    /// Beyond an item's end there are zeros, as many as asked for: no more than any item has, since the vCPU can't be held
+    /// before the copy is done.
     fn copy_out(&self, state: &mut State, target: u64, len: usize) -> bool {
+        if len as u64 > FILE_MAX {
+            return false;
+        }
         let contents = state.contents.clone().unwrap_or_default();
         let mut at = 0;
         while at < len {

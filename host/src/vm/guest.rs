@@ -1,14 +1,15 @@
 //! What the guest starts with, put in its place at power-on and again at each reset.
 
+use std::io::Read;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::boot::{self, DirectBoot, Files, Firmware, Image};
 use crate::config::{Boot, BootKernel, Bootrom, DirectKernel, FwCfgContents, FwCfgFile, VmConfig};
 use crate::hypervisor::cpuid::CpuidProfile;
 use crate::hypervisor::{Vcpu, Vm};
-use crate::machine::fw_cfg::{FwCfg, Items};
+use crate::machine::fw_cfg::{FILE_MAX, FwCfg, Items};
 use crate::machine::{Machine, acpi, boot_order, e820, smbios};
 use crate::vcpu::VcpuSet;
 
@@ -161,7 +162,17 @@ fn blob(file: &FwCfgFile) -> Result<Vec<u8>> {
     match &file.contents {
         FwCfgContents::Text(text) => Ok(text.clone().into_bytes()),
         FwCfgContents::File(path) => {
-            std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))
+            let file = boot::open_regular(path)?;
+            let mut bytes = Vec::new();
+            file.take(FILE_MAX + 1)
+                .read_to_end(&mut bytes)
+                .with_context(|| format!("Cannot read {}", path.display()))?;
+            ensure!(
+                bytes.len() as u64 <= FILE_MAX,
+                "{} has more than {FILE_MAX} bytes",
+                path.display()
+            );
+            Ok(bytes)
         }
     }
 }
@@ -215,5 +226,49 @@ impl<V: Vm> Guest<V> {
         };
         let entry = boot::load(memory, &direct)?;
         vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Place;
+
+    fn read(path: PathBuf) -> Result<Vec<u8>> {
+        blob(&FwCfgFile {
+            name: "opt/test".to_owned(),
+            contents: FwCfgContents::File(path),
+            place: Place {
+                file: "vm.toml".into(),
+                line: 1,
+            },
+        })
+    }
+
+    #[test]
+    fn a_blob_that_was_replaced_after_its_check_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blob");
+        std::fs::write(&path, b"text").unwrap();
+        assert_eq!(read(path.clone()).unwrap(), b"text");
+        let refusal = |path: PathBuf| format!("{:#}", read(path).unwrap_err());
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(FILE_MAX + 1).unwrap();
+        let text = refusal(path);
+        assert!(text.contains("has more than 67108864 bytes"), "{text}");
+        for other in ["/dev/zero".into(), folder.path().to_path_buf()] {
+            let text = refusal(other);
+            assert!(text.contains("is not a regular file"), "{text}");
+        }
+        // Opening it must not wait for a writer.
+        let fifo = folder.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let text = refusal(fifo);
+        assert!(text.contains("is not a regular file"), "{text}");
+        let text = refusal(folder.path().join("none"));
+        assert!(text.contains("Cannot read"), "{text}");
     }
 }

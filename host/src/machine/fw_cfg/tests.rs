@@ -105,6 +105,12 @@ fn hostile_requests_are_contained() {
         DMA_ERROR
     );
     assert_eq!(dma(&device, key | DMA_READ, u32::MAX, TARGET), DMA_ERROR);
+    device.memory.write(TARGET, &[0xaa]).unwrap();
+    let long = FILE_MAX as u32 + 1;
+    assert_eq!(dma(&device, key | DMA_READ, long, TARGET), DMA_ERROR);
+    let mut back = [0];
+    device.memory.read(TARGET, &mut back).unwrap();
+    assert_eq!(back, [0xaa], "refused before anything is copied");
     assert_eq!(dma(&device, key | DMA_WRITE, 1, TARGET), DMA_ERROR);
     assert_eq!(
         dma(&device, key | DMA_READ, 4, REQUEST - 2),
