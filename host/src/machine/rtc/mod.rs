@@ -34,6 +34,8 @@ struct State {
     /// Whether the thread runs; it says so itself when it ends.
     ticking: bool,
     thread: Option<JoinHandle<()>>,
+    /// Whether it was logged that there can be none.
+    refused: bool,
     ended: bool,
 }
 
@@ -90,6 +92,7 @@ impl<V: Vm> Rtc<V> {
             registers: Registers::new(host_clock()),
             ticking: false,
             thread: None,
+            refused: false,
             ended: false,
         };
         let this = Self {
@@ -127,7 +130,11 @@ impl<V: Vm> Rtc<V> {
                 .spawn(move || shared.tick());
             match thread {
                 Ok(thread) => (state.thread, state.ticking) = (Some(thread), true),
-                Err(error) => log::error!("the CMOS clock can't interrupt: no thread: {error}"),
+                Err(error) if !state.refused => {
+                    state.refused = true;
+                    log::error!("the CMOS clock can't interrupt: no thread: {error}");
+                }
+                Err(_) => {}
             }
         }
     }
