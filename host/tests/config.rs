@@ -31,8 +31,10 @@ fn scene() -> Scene {
     for (name, len) in [("good.fd", 8192), ("odd.fd", 100), ("empty.fd", 0)] {
         scene.write(name, vec![1; len]);
     }
-    let large = std::fs::File::create(scene.path("large.fd")).unwrap();
-    large.set_len((16 << 20) + 4096).unwrap();
+    for (name, len) in [("largest.fd", 16 << 20), ("large.fd", (16 << 20) + 4096)] {
+        let file = std::fs::File::create(scene.path(name)).unwrap();
+        file.set_len(len).unwrap();
+    }
     for manifest in files_with(&goldens().join("plugins"), "toml") {
         let stem = manifest.file_stem().unwrap().to_str().unwrap();
         let text = std::fs::read_to_string(&manifest).unwrap();

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::devices::Device;
-use super::document::Table;
+use super::document::{Table, Value};
+use super::profile;
 use super::source::{Problems, Span};
 use super::spelling::{listed, suggestion};
 use super::values::Field;
@@ -13,12 +14,7 @@ use crate::memory::PAGE;
 use crate::plugins::manifest::BusKind;
 
 const KERNEL_KEYS: [&str; 2] = ["initrd", "cmdline"];
-const BOOTROM_KEYS: [&str; 4] = [
-    "bootrom_version",
-    "bootrom_vars",
-    "bootrom_vars_template",
-    "boot_order",
-];
+const BOOTROM_KEYS: [&str; 3] = ["bootrom_vars", "bootrom_vars_template", "boot_order"];
 
 /// Reads the keys; `field` gives one of `[main]`, whose header is `at`.
 pub fn read<'a>(
@@ -137,32 +133,41 @@ fn firmware<'a>(
     field: &impl Fn(&'static str) -> Option<Field<'a>>,
     problems: &mut Problems,
 ) -> Boot {
-    if let Some(field) = field("bootrom_version") {
-        field.text(problems);
+    if let Some(field) = field("profile")
+        && matches!(&field.entry.value, Value::Text(name) if !profile::is_pc(name))
+    {
+        problems.warning(
+            field.entry.at,
+            "`profile` in [main]: this board is for kernels that are booted directly, firmware may miss the rest of a PC",
+        );
     }
+    let image_path = image(rom, problems);
     let template = field("bootrom_vars_template").and_then(|field| image(&field, problems));
-    let vars = field("bootrom_vars").and_then(|field| {
-        let path = Path::new(field.name(problems)?);
-        match path.exists() {
-            true => image(&field, problems),
-            false => {
-                if template.is_none() {
-                    problems
-                        .error(
-                            field.entry.at,
-                            format!("`bootrom_vars` in [main]: there is no {}", path.display()),
-                        )
-                        .help(
-                            "`bootrom_vars_template` names what it is to start from: the bootrom's package has it, for OVMF as OVMF_VARS*.fd",
-                        );
-                }
-                Some(path.to_path_buf())
+    let kept = field("bootrom_vars");
+    let vars = kept.and_then(|field| vars(&field, template.is_some(), problems));
+    let given = kept.zip(vars.as_deref());
+    if let Some((field, vars)) = given {
+        for (key, other) in [
+            ("bootrom", &image_path),
+            ("bootrom_vars_template", &template),
+        ] {
+            if other.as_deref().is_some_and(|other| same(vars, other)) {
+                problems
+                    .error(
+                        field.entry.at,
+                        format!("`bootrom_vars` in [main] is the file that `{key}` is, and would be written to"),
+                    )
+                    .help("variables need a file of their own; where there is none, it is made from `bootrom_vars_template`");
             }
         }
-    });
+    }
+    if let Some(path) = &image_path {
+        let stored = given.map(|(_, vars)| vars).filter(|vars| vars.exists());
+        fit_together(rom, path, stored.or(template.as_deref()), problems);
+    }
     let order = field("boot_order").and_then(|field| field.texts(problems));
     Boot::Firmware(Bootrom {
-        path: image(rom, problems).unwrap_or_default(),
+        path: image_path.unwrap_or_default(),
         vars,
         vars_template: template,
         order: order
@@ -171,6 +176,65 @@ fn firmware<'a>(
             .map(|(_, name)| name.to_string())
             .collect(),
     })
+}
+
+/// `bootrom_vars`: a file that is there, or one that can be made, if there is what to make it from.
+fn vars(field: &Field<'_>, has_template: bool, problems: &mut Problems) -> Option<PathBuf> {
+    let path = Path::new(field.name(problems)?);
+    if path.exists() {
+        return image(field, problems);
+    }
+    let directory = directory_of(path);
+    if !has_template {
+        problems
+            .error(
+                field.entry.at,
+                format!("`bootrom_vars` in [main]: there is no {}", path.display()),
+            )
+            .help(
+                "`bootrom_vars_template` names what it is to start from: the bootrom's package has it, for OVMF as OVMF_VARS*.fd",
+            );
+    } else if !directory.is_dir() {
+        problems.error(
+            field.entry.at,
+            format!(
+                "`bootrom_vars` in [main]: {} can't be made: there is no directory {}",
+                path.display(),
+                directory.display()
+            ),
+        );
+    }
+    Some(path.to_path_buf())
+}
+
+/// Where a file of this name is.
+pub fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(one).is_some_and(|one| real(other) == Some(one))
+}
+
+/// Image and variables lie below 4 GiB, one below the other.
+fn fit_together(rom: &Field<'_>, image: &Path, vars: Option<&Path>, problems: &mut Problems) {
+    let len = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let Some(vars) = vars else { return };
+    let total = len(image).saturating_add(len(vars));
+    if total > BOOTROM_MAX {
+        problems.error(
+            rom.entry.at,
+            format!(
+                "`bootrom` in [main]: {} and {} have {total} bytes together, and {BOOTROM_MAX} fit below 4 GiB",
+                image.display(),
+                vars.display()
+            ),
+        );
+    }
 }
 
 /// A file that can be opened and has the size of something that lies below 4 GiB.

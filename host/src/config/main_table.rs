@@ -183,10 +183,7 @@ fn debug_port(field: &Field<'_>, problems: &mut Problems) -> Option<DebugConfig>
         "log" => return Some(DebugConfig::Log),
         path => Path::new(path),
     };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = boot::directory_of(path);
     if path.is_dir() || !directory.is_dir() {
         field
             .expected("\"off\", \"log\" or the name of a file", problems)

@@ -27,9 +27,14 @@ pub const PROFILES: [Profile; 4] = [
 /// The profile whose board has no more than its devices need.
 const MICROVM: &str = "microvm";
 
+/// Whether the board of a VM with this profile has all that firmware for a PC looks for.
+pub fn is_pc(profile: &str) -> bool {
+    profile != MICROVM
+}
+
 /// What the board of a VM with this profile and these devices has.
 pub fn board(profile: &str, devices: &[Device]) -> Board {
-    if profile != MICROVM {
+    if is_pc(profile) {
         return Board::default();
     }
     Board {
