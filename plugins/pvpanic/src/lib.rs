@@ -2,7 +2,7 @@
 //!
 //! The device is QEMU's (docs/specs/pvpanic.rst there), as an ISA device at its usual port.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use anyhow::bail;
 use log::Level;
@@ -21,6 +21,9 @@ const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
 const KNOWN: u8 = PANICKED | CRASH_LOADED;
 
+/// Lines in the log in the life of a VM: a guest may panic and reset all the time.
+const LOGGED: u32 = 100;
+
 /// What follows a panic besides a line in the log.
 #[derive(Clone, Copy)]
 enum OnPanic {
@@ -36,6 +39,7 @@ pub struct PvPanic {
     on_panic: OnPanic,
     /// Events that the guest has reported since its last reset: each is logged once.
     seen: AtomicU8,
+    logged: AtomicU32,
     panics: Counter,
     crash_kernels: Counter,
 }
@@ -52,6 +56,7 @@ impl Device for PvPanic {
             enabled: options.bool("enable_isa")?,
             on_panic,
             seen: AtomicU8::new(0),
+            logged: AtomicU32::new(0),
             panics: host.counter("panics"),
             crash_kernels: host.counter("crash_kernels"),
             host: host.clone(),
@@ -103,6 +108,17 @@ impl Device for PvPanic {
 
 impl PvPanic {
     fn warn(&self, what: &str) {
-        self.host.log(Level::Warn, format_args!("{what}"));
+        // Each reset lets a guest write here a few times, so the number does not come round.
+        if self.logged.load(Ordering::Relaxed) >= LOGGED {
+            return;
+        }
+        match self.logged.fetch_add(1, Ordering::Relaxed) + 1 {
+            ..LOGGED => self.host.log(Level::Warn, format_args!("{what}")),
+            LOGGED => {
+                let last = format_args!("{what}; from now on that is only counted");
+                self.host.log(Level::Warn, last);
+            }
+            _ => {}
+        }
     }
 }

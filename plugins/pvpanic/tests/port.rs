@@ -48,6 +48,23 @@ fn a_panic_is_logged_once_until_a_reset_and_counted() {
 }
 
 #[test]
+fn panics_over_many_resets_do_not_fill_the_log() {
+    let (host, device) = device(true, "log");
+    for _ in 0..1000 {
+        device.write(0, 0, 1, PANICKED);
+        device.reset().unwrap();
+    }
+    let logs = host.logs();
+    assert_eq!(logs.len(), 100);
+    assert_eq!(logs[98], SAID);
+    assert_eq!(
+        logs[99],
+        format!("{SAID}; from now on that is only counted")
+    );
+    assert_eq!(device.counter("panics"), 1000);
+}
+
+#[test]
 fn a_panic_asks_for_what_the_file_says() {
     for (on_panic, request) in [("stop", REQUEST_FAILURE), ("reset", REQUEST_RESET)] {
         let (host, device) = device(true, on_panic);
