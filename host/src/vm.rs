@@ -2,6 +2,7 @@
 
 mod build;
 mod guest;
+mod reset_log;
 mod signals;
 mod watched;
 
@@ -25,6 +26,7 @@ use crate::plugins::object::Object;
 use crate::plugins::wiring::Isa;
 use crate::vcpu::{Freezer, VcpuSet};
 use guest::Guest;
+use reset_log::ResetLog;
 
 /// How long a vCPU may take to leave a device. A device that takes longer is broken: register accesses must not block.
 const LEAVE_DEVICE: Duration = Duration::from_secs(5);
@@ -191,7 +193,7 @@ impl Vm {
                     ));
                 }
                 Message::Event(event) => {
-                    if let Next::End(ending) = self.handle(event)? {
+                    if let Next::End(ending) = self.handle(event, &mut ResetLog::default())? {
                         return Ok(Some(ending));
                     }
                 }
@@ -204,9 +206,10 @@ impl Vm {
 
     /// Acts on messages until the VM ends.
     fn serve(&mut self) -> Result<Ending> {
+        let resets = &mut ResetLog::default();
         loop {
             let next = match self.receive()? {
-                Some(Message::Event(event)) => self.handle(event)?,
+                Some(Message::Event(event)) => self.handle(event, resets)?,
                 Some(Message::Signal(signals::NMI_BUTTON)) => {
                     log::info!("SIGUSR2: each CPU gets a non-maskable interrupt");
                     self.machine.press_nmi_button();
@@ -214,7 +217,7 @@ impl Vm {
                 }
                 Some(Message::Signal(signal)) => self.signalled(signal),
                 Some(Message::Released) => Next::GoOn,
-                None if self.vcpus.find_halt() => self.handle(VmEvent::Halt)?,
+                None if self.vcpus.find_halt() => self.handle(VmEvent::Halt, resets)?,
                 None => Next::GoOn,
             };
             if let Next::End(ending) = next {
@@ -230,15 +233,15 @@ impl Vm {
         }
     }
 
-    fn handle(&mut self, event: VmEvent) -> Result<Next> {
+    fn handle(&mut self, event: VmEvent, resets: &mut ResetLog) -> Result<Next> {
         let halted = |why: &str| Ok(Next::End(self.halted(why)));
         match event {
             VmEvent::PowerOff => halted("the guest has turned its power off"),
             VmEvent::Halt => {
                 halted("the guest has halted: every CPU waits with interrupts disabled")
             }
-            VmEvent::Reset => self.restart("the guest resets"),
-            VmEvent::TripleFault => self.restart("triple fault: the guest resets"),
+            VmEvent::Reset => self.restart("the guest resets", resets),
+            VmEvent::TripleFault => self.restart("triple fault: the guest resets", resets),
             VmEvent::Crash { cpu, text } => Err(anyhow!("vCPU {cpu} can't go on: {text}")),
             VmEvent::Fault { text } => Err(anyhow!(
                 "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"
@@ -264,12 +267,14 @@ impl Vm {
     }
 
     /// Resets the machine in place, unless the file wants the process to end on it.
-    fn restart(&mut self, why: &str) -> Result<Next> {
+    fn restart(&mut self, why: &str, resets: &mut ResetLog) -> Result<Next> {
         if let Some(code) = self.config.exit_on_reboot {
             let why = why.to_owned();
             return Ok(Next::End(Ending { code, why }));
         }
-        log::info!("{why}");
+        if let Some(line) = resets.line(why, Instant::now()) {
+            log::info!("{line}");
+        }
         self.vcpus.pause(LEAVE_DEVICE)?;
         self.objects.devices.iter().try_for_each(Device::pause)?;
         self.machine.reset();

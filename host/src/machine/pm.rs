@@ -96,7 +96,10 @@ impl<V: Vm> Pm<V> {
     /// Power-on state; the timer counts on.
     pub fn reset(&self) {
         let mut state = self.lock();
-        *state = State::default();
+        *state = State {
+            complained: state.complained,
+            ..State::default()
+        };
         self.drive(&state);
     }
 
