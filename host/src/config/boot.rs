@@ -144,22 +144,16 @@ fn firmware<'a>(
     let image_path = image(rom, problems);
     let template = field("bootrom_vars_template").and_then(|field| image(&field, problems));
     let kept = field("bootrom_vars");
-    let vars = kept.and_then(|field| vars(&field, template.is_some(), problems));
+    // A template that was refused has been reported.
+    let has_template = field("bootrom_vars_template").is_some();
+    let vars = kept.and_then(|field| vars(&field, has_template, problems));
     let given = kept.zip(vars.as_deref());
     if let Some((field, vars)) = given {
-        for (key, other) in [
-            ("bootrom", &image_path),
-            ("bootrom_vars_template", &template),
-        ] {
-            if other.as_deref().is_some_and(|other| same(vars, other)) {
-                problems
-                    .error(
-                        field.entry.at,
-                        format!("`bootrom_vars` in [main] is the file that `{key}` is, and would be written to"),
-                    )
-                    .help("variables need a file of their own; where there is none, it is made from `bootrom_vars_template`");
-            }
-        }
+        let others = [
+            ("bootrom", image_path.as_deref()),
+            ("bootrom_vars_template", template.as_deref()),
+        ];
+        refuse_same(&field, vars, &others, problems);
     }
     if let Some(path) = &image_path {
         let stored = given.map(|(_, vars)| vars).filter(|vars| vars.exists());
@@ -215,9 +209,25 @@ pub fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn same(one: &Path, other: &Path) -> bool {
+/// The guest writes to its variables, and to nothing else.
+fn refuse_same(
+    field: &Field<'_>,
+    vars: &Path,
+    others: &[(&str, Option<&Path>)],
+    problems: &mut Problems,
+) {
     let real = |path: &Path| path.canonicalize().ok();
-    real(one).is_some_and(|one| real(other) == Some(one))
+    let Some(vars) = real(vars) else { return };
+    for (key, other) in others {
+        if other.and_then(real).is_some_and(|other| other == vars) {
+            problems
+                .error(
+                    field.entry.at,
+                    format!("`bootrom_vars` in [main] is the file that `{key}` is, and would be written to"),
+                )
+                .help("variables need a file of their own; where there is none, it is made from `bootrom_vars_template`");
+        }
+    }
 }
 
 /// Image and variables lie below 4 GiB, one below the other.

@@ -108,7 +108,6 @@ impl Device for PvPanic {
 
 impl PvPanic {
     fn warn(&self, what: &str) {
-        // Each reset lets a guest write here a few times, so the number does not come round.
         if self.logged.load(Ordering::Relaxed) >= LOGGED {
             return;
         }

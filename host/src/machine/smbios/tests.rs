@@ -388,5 +388,5 @@ fn a_profile_may_claim_caches_of_any_size() {
     let all = walk(&blobs.tables);
     let (_, _, cache) = all.iter().find(|(kind, ..)| *kind == 7).unwrap();
     let size = u32::from_le_bytes(cache[0x13..0x17].try_into().unwrap());
-    assert_eq!(size, 1 << 31 | u32::MAX / 64, "in units of 64 KiB");
+    assert_eq!(size, (1 << 31) | (u32::MAX / 64), "in units of 64 KiB");
 }
