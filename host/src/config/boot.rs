@@ -148,12 +148,9 @@ fn firmware<'a>(
     let has_template = field("bootrom_vars_template").is_some();
     let vars = kept.and_then(|field| vars(&field, has_template, problems));
     let given = kept.zip(vars.as_deref());
-    if let Some((field, vars)) = given {
-        let others = [
-            ("bootrom", image_path.as_deref()),
-            ("bootrom_vars_template", template.as_deref()),
-        ];
-        refuse_same(&field, vars, &others, problems);
+    if let Some((kept, vars)) = given {
+        let others = ["bootrom", "bootrom_vars_template"].map(field);
+        refuse_same(&kept, vars, others, problems);
     }
     if let Some(path) = &image_path {
         let stored = given.map(|(_, vars)| vars).filter(|vars| vars.exists());
@@ -209,24 +206,33 @@ pub fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// The guest writes to its variables, and to nothing else.
-fn refuse_same(
+/// Refuses to write to the file at `path`, which `field` names, if it is what one of the `others` names.
+pub fn refuse_same<'a>(
     field: &Field<'_>,
-    vars: &Path,
-    others: &[(&str, Option<&Path>)],
+    path: &Path,
+    others: impl IntoIterator<Item = Option<Field<'a>>>,
     problems: &mut Problems,
 ) {
     let real = |path: &Path| path.canonicalize().ok();
-    let Some(vars) = real(vars) else { return };
-    for (key, other) in others {
-        if other.and_then(real).is_some_and(|other| other == vars) {
-            problems
-                .error(
-                    field.entry.at,
-                    format!("`bootrom_vars` in [main] is the file that `{key}` is, and would be written to"),
-                )
-                .help("variables need a file of their own; where there is none, it is made from `bootrom_vars_template`");
-        }
+    let Some(path) = real(path) else { return };
+    let named = |other: &Field<'_>| match &other.entry.value {
+        Value::Text(name) => real(Path::new(name)),
+        _ => None,
+    };
+    let same = others
+        .into_iter()
+        .flatten()
+        .find(|other| named(other).as_deref() == Some(&path));
+    if let Some(other) = same {
+        problems
+            .error(
+                field.entry.at,
+                format!(
+                    "`{}` in [main] is the file that `{}` is, and would be written to",
+                    field.name, other.name
+                ),
+            )
+            .help("it needs a file of its own");
     }
 }
 

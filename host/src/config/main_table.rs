@@ -46,6 +46,16 @@ pub const KEYS: [&str; 28] = [
     "hv_interface",
 ];
 
+/// Those that name files which something is in.
+const FILES: [&str; 6] = [
+    "kernel",
+    "initrd",
+    "bootrom",
+    "bootrom_vars",
+    "bootrom_vars_template",
+    "memory_file",
+];
+
 const MIB: u64 = 1 << 20;
 
 /// `[main]`, checked. Where a value was refused it holds one that lets the check go on.
@@ -118,7 +128,13 @@ pub fn read(
         backing: backing::read(&field, memory, problems),
         memory_bytes: memory.unwrap_or(MIB),
         debug_port: field("debug_port")
-            .and_then(|field| debug_port(&field, problems))
+            .and_then(|port| {
+                let output = debug_port(&port, problems);
+                if let Some(DebugConfig::File(path)) = &output {
+                    boot::refuse_same(&port, path, FILES.map(&field), problems);
+                }
+                output
+            })
             .unwrap_or_default(),
         exit_on_halt: byte("exit_on_halt", problems).unwrap_or(0),
         exit_on_reboot: byte("exit_on_reboot", problems),
