@@ -1,6 +1,8 @@
 //! The state in which KVM's chips and CPUs come out of a power-on reset, for a restart inside the same VM.
 #![allow(unsafe_code)] // reads unions that an ioctl filled, and sets the extended CPU state
 
+use std::ops::RangeInclusive;
+
 use anyhow::{Context, Result};
 use kvm_bindings::*;
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -94,6 +96,7 @@ const MSRS: &[(u32, u64)] = &[
     (0x175, 0),                     // IA32_SYSENTER_ESP
     (0x176, 0),                     // IA32_SYSENTER_EIP
     (0x1a0, 1),                     // IA32_MISC_ENABLE: fast strings
+    (0x1d9, 0),                     // IA32_DEBUGCTL
     (0x277, 0x0007_0406_0007_0406), // IA32_PAT
     (0x2ff, 0),                     // IA32_MTRR_DEF_TYPE
     (0x6e0, 0),                     // IA32_TSC_DEADLINE
@@ -112,6 +115,12 @@ const MSRS: &[(u32, u64)] = &[
     (0x4b56_4d03, 0),               // MSR_KVM_STEAL_TIME
     (0x4b56_4d04, 0),               // MSR_KVM_PV_EOI_EN
     (0x4b56_4d05, 1),               // MSR_KVM_POLL_CONTROL
+];
+
+/// IA32_MTRR_PHYSBASE0 to IA32_MTRR_PHYSMASK7, and the fixed ranges of 64, 16 and 4 KiB (Intel SDM volume 4, table 2-2).
+const VARIABLE_MTRRS: RangeInclusive<u32> = 0x200..=0x20f;
+const FIXED_MTRRS: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
 ];
 
 impl PowerOn {
@@ -152,7 +161,9 @@ impl PowerOn {
         };
         vcpu.set_debug_regs(&debug)
             .context("KVM refused the power-on debug registers")?;
-        for &(index, data) in MSRS {
+        // Memory types go with IA32_MTRR_DEF_TYPE; one call each, because a CPU may have fewer of them.
+        let memory_types = VARIABLE_MTRRS.chain(FIXED_MTRRS).map(|index| (index, 0));
+        for (index, data) in MSRS.iter().copied().chain(memory_types) {
             set_msr_if_known(vcpu, index, data)?;
         }
         vcpu.set_lapic(&self.lapic)
