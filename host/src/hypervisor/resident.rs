@@ -96,7 +96,8 @@ pub use linux::release_code;
 #[cfg(not(target_os = "linux"))]
 pub fn release_code() {}
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
