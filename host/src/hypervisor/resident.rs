@@ -96,8 +96,8 @@ pub use linux::release_code;
 #[cfg(not(target_os = "linux"))]
 pub fn release_code() {}
 
-#[cfg(test)]
 #[cfg(target_os = "linux")]
+#[cfg(test)]
 mod tests {
     use super::*;
 
