@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::Builder;
 use std::time::Instant;
 
 use clap::error::ErrorKind;
@@ -119,7 +120,7 @@ fn version() -> String {
     )
 }
 
-/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` before it is read.
+/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` while it is read.
 pub fn main<T>(
     begin: impl FnOnce() -> T,
     run: impl FnOnce(T, Loaded, Instant) -> anyhow::Result<u8>,
@@ -142,8 +143,10 @@ pub fn main<T>(
             plugins(name.as_deref(), markdown, &options)
         }
         (None, Some(file)) => {
-            let begun = begin();
-            run_file(&file, &options, |loaded| run(begun, loaded, started))
+            let (begun, loaded) = together(begin, || accepted(&file, &options));
+            loaded.map_or(EXIT_CONFIG, |loaded| {
+                run_file(loaded, |loaded| run(begun, loaded, started))
+            })
         }
         // clap requires a file where there is no command.
         (None, None) => EXIT_FAILURE,
@@ -174,18 +177,24 @@ fn start_log(level: Option<LogLevel>, started: Instant) {
     builder.init();
 }
 
-fn run_file(
-    file: &Path,
-    options: &SearchOptions,
-    run: impl FnOnce(Loaded) -> anyhow::Result<u8>,
-) -> u8 {
-    let Some(loaded) = accepted(file, options) else {
-        return EXIT_CONFIG;
-    };
+fn run_file(loaded: Loaded, run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> u8 {
     loaded.registry.log_skipped();
     run(loaded).unwrap_or_else(|error| {
         log::error!("{error:#}");
         EXIT_FAILURE
+    })
+}
+
+/// Does `wait`, which mostly waits, while `work` is done on a thread of its own.
+fn together<A, B: Send>(wait: impl FnOnce() -> A, work: impl Fn() -> B + Sync) -> (A, B) {
+    std::thread::scope(|scope| {
+        let thread = Builder::new()
+            .name("vm-file".to_owned())
+            .spawn_scoped(scope, &work);
+        let waited = wait();
+        let done = thread.ok().and_then(|thread| thread.join().ok());
+        // Without a thread, or if it panicked, here.
+        (waited, done.unwrap_or_else(&work))
     })
 }
 

@@ -16,7 +16,7 @@ use anyhow::{Result, anyhow};
 
 use crate::config::{Loaded, VmConfig};
 use crate::diagnose::{Mark, Timeline};
-use crate::hypervisor::{Backend, Vcpu, Vm as _};
+use crate::hypervisor::{Backend, Vcpu, Vm as _, resident};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::machine::{DebugPort, Machine};
 use crate::plugins::device::Device;
@@ -201,6 +201,8 @@ impl Vm {
         }
         self.timeline.mark(Mark::Running);
         self.vcpus.resume();
+        // What was needed up to here is most of the code.
+        resident::release_code();
         Ok(None)
     }
 

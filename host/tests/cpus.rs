@@ -182,6 +182,28 @@ fn the_hosts_profile_pasted_is_what_the_guest_sees_without() {
     compare("", "", &[format!("80000002-0:{}", name.join(","))]);
 }
 
+/// ECX of leaf 1, bit 21.
+#[test]
+fn the_only_cpu_of_a_microvm_has_no_x2apic() {
+    if !kvm("the_only_cpu_of_a_microvm_has_no_x2apic") {
+        return;
+    }
+    let features = |main: &str| {
+        let text = vm("checks=cpuid cpuid=1-0:*,*,*,*", main, STDIO);
+        let running = Scene::new().start(&text);
+        running.expect("PASS");
+        // A microvm has no power button, and nothing that the self-test guest could power off with.
+        running.signal(Signal::TERM);
+        let ran = running.wait().exited(0);
+        let leaf = ran.out.lines().find(|line| line.contains("leaf 1-0 is"));
+        let word = leaf.unwrap().split_whitespace().rev().nth(1).unwrap();
+        u32::from_str_radix(word, 16).unwrap()
+    };
+    let all = features("");
+    assert_eq!(features("profile = \"microvm\""), all & !(1 << 21));
+    assert_eq!(features("profile = \"microvm\"\ncpus = 2"), all);
+}
+
 /// The CPUs that each vCPU's thread may run on, in the order of the vCPUs.
 fn bound(running: &Running) -> Vec<String> {
     let tasks = format!("/proc/{}/task", running.id());

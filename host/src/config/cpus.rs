@@ -49,6 +49,7 @@ pub fn read<'a>(
         model: CpuModel {
             topology: topology.unwrap_or_else(|| Topology::of_cores(count)),
             profile,
+            x2apic: true,
         },
         binding,
     }

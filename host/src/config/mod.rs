@@ -267,15 +267,18 @@ fn check(
     if let Some(version) = main.bootrom_version {
         smbios.firmware_version = version;
     }
+    let board = profile::board(main_table::profile_name(root), &devices);
+    let mut cpu_model = main.cpus.model;
+    cpu_model.x2apic = board.legacy || main.cpus.count > 1;
     Some(VmConfig {
         smbios,
         name: main.name,
         cpus: main.cpus.count,
-        cpu_model: main.cpus.model,
+        cpu_model,
         cpu_binding: main.cpus.binding,
         memory_bytes: main.memory_bytes,
         backing: main.backing,
-        board: profile::board(main_table::profile_name(root), &devices),
+        board,
         boot: main.boot,
         fw_cfg,
         debug_port: main.debug_port,

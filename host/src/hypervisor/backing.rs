@@ -19,11 +19,17 @@ pub use view::View;
 /// Guest and host addresses agree below this, so that both stages of translation can use large pages.
 pub const ALIGNMENT: usize = 2 << 20;
 
+/// What nobody can touch below guest RAM: an access that runs off its start faults, and no thread's stack, which is as large as a
+/// large page, comes to lie at its foot on a large page's boundary and becomes one.
+const GUARD: usize = 4096;
+
 /// A writable mapping, of part of a file or of private memory that starts as zeros. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     pointer: NonNull<u8>,
     len: usize,
+    /// Bytes of address space below that are kept empty.
+    guard: usize,
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     shared: bool,
 }
@@ -65,13 +71,14 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Becomes the owner of `len` bytes at `start`, and gives back the rest of the reservation around them.
+    /// Becomes the owner of `len` bytes at `start` and of the guard below, and gives back the rest of the reservation.
     fn take(start: *mut u8, len: usize, shared: bool, mut reserved: Reservation) -> Result<Self> {
         let pointer = NonNull::new(start).with_context(|| cannot_map(len))?;
-        reserved.keep(start, len);
+        reserved.keep(start.wrapping_sub(GUARD), GUARD + len);
         Ok(Self {
             pointer,
             len,
+            guard: GUARD,
             shared,
         })
     }
@@ -89,6 +96,7 @@ impl Mapping {
         Ok(Self {
             pointer,
             len,
+            guard: 0,
             shared: false,
         })
     }
@@ -191,7 +199,12 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is the mapping that `self` owns, and whoever borrowed its address had to keep `self` alive.
-        unsafe { unmap(self.pointer.as_ptr(), self.len) };
+        unsafe {
+            unmap(
+                self.pointer.as_ptr().wrapping_sub(self.guard),
+                self.guard + self.len,
+            );
+        }
     }
 }
 
@@ -216,7 +229,7 @@ struct Reservation {
     span: usize,
 }
 
-/// Address space for `len` bytes at a multiple of `align`, and where they begin.
+/// Address space for `len` bytes at a multiple of `align`, and where they begin, with room for a guard below.
 fn reserve(len: usize, align: usize) -> Result<(*mut u8, Reservation)> {
     let span = len.checked_add(align).with_context(|| cannot_map(len))?;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -225,7 +238,8 @@ fn reserve(len: usize, align: usize) -> Result<(*mut u8, Reservation)> {
         unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), span, ProtFlags::empty(), flags) }
             .with_context(|| cannot_map(len))?;
     let start: *mut u8 = reserved.cast();
-    let first = start.wrapping_add(start.align_offset(align));
+    let guarded = start.wrapping_add(GUARD);
+    let first = guarded.wrapping_add(guarded.align_offset(align));
     Ok((first, Reservation { start, span }))
 }
 

@@ -10,6 +10,8 @@ pub const ENTRIES_MAX: usize = 240;
 
 /// Leaf 1: EDX says that the package may have several logical CPUs.
 const HTT: u32 = 1 << 28;
+/// And ECX that the local APIC has an x2APIC mode.
+const X2APIC: u32 = 1 << 21;
 /// Leaf 0x8000_0001: ECX says that those are cores.
 const CMP_LEGACY: u32 = 1 << 1;
 /// And that leaves 0x8000_001d and 0x8000_001e are there.
@@ -110,6 +112,16 @@ impl CpuidProfile {
     pub fn with(&self, more: impl IntoIterator<Item = CpuidEntry>) -> Self {
         let entries = self.entries.iter().copied().chain(more).collect();
         Self::new(self.vendor, entries)
+    }
+
+    /// The same table, but the local APIC has no x2APIC mode.
+    #[must_use]
+    pub fn without_x2apic(&self) -> Self {
+        let mut this = self.clone();
+        for entry in this.entries.iter_mut().filter(|entry| entry.leaf == 1) {
+            set(&mut entry.values[2], X2APIC, false);
+        }
+        this
     }
 
     /// What is worth writing down: without the hypervisor's leaves, which the host adds, and those that it makes anew for

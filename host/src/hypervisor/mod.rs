@@ -18,6 +18,7 @@ pub mod cpuid;
 #[cfg(target_os = "linux")]
 pub mod kvm;
 pub mod msr;
+pub mod resident;
 pub mod rom;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -68,6 +69,8 @@ pub struct CpuModel {
     pub topology: Topology,
     /// What CPUID says; without one, what this machine's CPUs and the hypervisor offer.
     pub profile: Option<Arc<CpuidProfile>>,
+    /// Whether guests without a profile are offered the x2APIC, if there is one.
+    pub x2apic: bool,
 }
 
 /// What answers the guest's register accesses while a vCPU runs. `width` is 1, 2, 4 or 8 bytes; a read's
@@ -153,7 +156,7 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// A VM that is being made, see [`Vm::begin`].
     type Begun: Send;
 
-    /// Begins to make a VM, on a thread of its own where that takes long, so that it can be done while the VM file is read.
+    /// Begins to make a VM: what takes long and needs nothing of the VM file, so that it can be done while that is read.
     fn begin() -> Self::Begun;
 
     /// Makes of `begun` the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them) made of what `backing` says, in the

@@ -44,6 +44,7 @@ pub(crate) fn cores(cpus: u8) -> CpuModel {
     CpuModel {
         topology: Topology::of_cores(cpus),
         profile: None,
+        x2apic: true,
     }
 }
 

@@ -11,6 +11,11 @@ qemu="qemu-system-x86_64 -L /lab/boot/firmware -accel kvm -cpu host -m 256 -smp 
 boot() {
     case $1 in
     vmm-host-elf) sed s/KERNEL/vmlinux/ vm.toml >vmm.toml && set -- vmm-host --log-level "${2:-error}" vmm.toml ;;
+    vmm-host-disk)
+        truncate -s 16M disk.img
+        sed s/KERNEL/vmlinux/ vm.toml | cat - disk.toml >vmm.toml
+        set -- vmm-host --log-level "${2:-error}" vmm.toml
+        ;;
     vmm-host-bz) sed s/KERNEL/vmlinuz/ vm.toml >vmm.toml && set -- vmm-host --log-level "${2:-error}" vmm.toml ;;
     # shellcheck disable=SC2086
     microvm) set -- $qemu -machine microvm,rtc=on -bios qboot.rom -kernel /lab/vmlinux -append "$line" ;;

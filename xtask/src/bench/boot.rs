@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// For a boot of level 1 with all hosts.
 const LIMIT: Duration = Duration::from_secs(900);
-const DEFAULT_HOSTS: &str = "vmm-host-elf,vmm-host-bz,microvm,pc";
+const DEFAULT_HOSTS: &str = "vmm-host-elf,vmm-host-disk,vmm-host-bz,microvm,pc";
 /// Which hosts to boot, instead of all.
 const HOSTS: &str = "VMM_BENCH_HOSTS";
 /// Where QEMU's firmware files are in Debian, and which its machines want for a kernel that is booted directly.
@@ -176,7 +176,9 @@ fn level1(lab: &Lab) -> Result<PathBuf> {
     std::fs::create_dir_all(tree.join("lab/boot"))?;
     guest(&source, &directory, &tree.join("lab/boot/initrd"))?;
     add(&source.join("level1.sh"), &tree.join("lab/boot-bench.sh"))?;
-    add(&source.join("vm.toml"), &tree.join("lab/boot/vm.toml"))?;
+    for file in ["vm.toml", "disk.toml"] {
+        add(&source.join(file), &tree.join("lab/boot").join(file))?;
+    }
     let sampler = [
         "build",
         "--release",

@@ -66,8 +66,8 @@ impl<'a> View<'a> {
             return None;
         }
         let (offset, len) = (range.start - lead, range.len() + lead);
-        // All of it is read soon.
-        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        // Not POPULATE: it costs five times what the faults do, each of which maps 16 pages.
+        let flags = MapFlags::PRIVATE;
         let (anywhere, read) = (std::ptr::null_mut(), ProtFlags::READ);
         // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
         let mapped = unsafe { rustix::mm::mmap(anywhere, len, read, flags, file, offset as u64) };

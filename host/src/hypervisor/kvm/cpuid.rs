@@ -41,15 +41,21 @@ pub fn host(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> CpuidProfile 
 
 /// The table of CPU `cpu`: the model's profile, or else the `host`'s. A profile without leaves of a hypervisor gets
 /// KVM's, which guests know its clock by.
-pub fn for_vcpu(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> Vec<kvm_cpuid_entry2> {
-    let table = match &model.profile {
-        None => host.for_cpu(model.topology, cpu),
+pub fn table(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> CpuidProfile {
+    match &model.profile {
+        None if model.x2apic => host.for_cpu(model.topology, cpu),
+        None => host.without_x2apic().for_cpu(model.topology, cpu),
         Some(profile) => {
             let own = host.entries().iter().copied();
             let kvm = own.filter(|entry| entry.is_paravirtual() && !profile.has_paravirtual());
             profile.with(kvm).for_cpu(model.topology, cpu)
         }
-    };
+    }
+}
+
+/// The same as KVM takes it.
+pub fn for_vcpu(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> Vec<kvm_cpuid_entry2> {
+    let table = table(host, model, cpu);
     table.entries().iter().map(to_kvm).collect()
 }
 
@@ -105,6 +111,7 @@ mod tests {
         CpuModel {
             topology: Topology::new(2, 2, 1).unwrap(),
             profile: profile.map(Arc::new),
+            x2apic: true,
         }
     }
 
@@ -157,6 +164,25 @@ mod tests {
         let table = for_vcpu(&host, &model(Some(own)), 0);
         assert_eq!(find(&table, 0x4000_0000, 0).unwrap().ebx, 1);
         assert_eq!(find(&table, 0x4000_0001, 0), None);
+    }
+
+    #[test]
+    fn an_x2apic_is_offered_where_the_model_says_so() {
+        let host = host(&[supported(1, None, [0, 0, 1 << 21 | 1, 0])], false);
+        let offered = |x2apic, profile: Option<CpuidProfile>| {
+            let model = CpuModel {
+                x2apic,
+                ..model(profile)
+            };
+            for_vcpu(&host, &model, 0)[0].ecx & (1 << 21 | 1)
+        };
+        assert_eq!(offered(true, None), 1 << 21 | 1);
+        assert_eq!(offered(false, None), 1);
+        assert_eq!(
+            offered(false, Some(host.clone())),
+            1 << 21 | 1,
+            "the profile's word counts"
+        );
     }
 
     #[test]

@@ -12,9 +12,9 @@ mod vcpu;
 
 use std::ffi::CStr;
 use std::io::ErrorKind;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::Builder;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
@@ -73,15 +73,13 @@ impl Vm for KvmVm {
     type Begun = KvmBegun;
 
     fn begin() -> KvmBegun {
-        // KVM_CREATE_VM may wait for grace periods of the kernel's RCU, milliseconds each.
-        let thread = Builder::new().name("create-vm".to_owned()).spawn(make);
-        KvmBegun(thread.ok())
+        KvmBegun(make())
     }
 
     fn create(begun: KvmBegun, name: &str, memory: u64, backing: &Backing) -> Result<Self> {
         let describe = || format!("Cannot create VM {name}");
         let memory = Arc::new(GuestMemory::with(memory, backing).with_context(describe)?);
-        let (kvm, fd) = begun.wait().with_context(describe)?;
+        let (kvm, fd) = begun.0.with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
         take_unknown_msrs(&kvm, &fd).with_context(describe)?;
@@ -129,8 +127,7 @@ impl Vm for KvmVm {
     }
 
     fn cpuid(&self, model: &CpuModel) -> CpuidProfile {
-        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
-        profile.for_cpu(model.topology, 0)
+        cpuid::table(&self.cpuid, model, 0)
     }
 
     fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
@@ -148,8 +145,12 @@ impl Vm for KvmVm {
             .create_vcpu(u64::from(id))
             .with_context(|| format!("KVM refused vCPU {cpu} with local APIC id {id}"))?;
         let shared = (Arc::clone(&self.memory), Arc::clone(&self.msrs));
-        KvmVcpu::new(fd, cpu == 0, &cpuid, shared)
-            .with_context(|| format!("Cannot set up vCPU {cpu}"))
+        let vm = match cpu {
+            0 => Some(borrow(&self.fd).try_clone_to_owned()),
+            _ => None,
+        };
+        let vm = vm.transpose().context("Cannot duplicate a descriptor")?;
+        KvmVcpu::new(fd, vm, &cpuid, shared).with_context(|| format!("Cannot set up vCPU {cpu}"))
     }
 
     fn set_irq_line(&self, gsi: u32, high: bool) -> Result<()> {
@@ -230,20 +231,11 @@ impl Vm for KvmVm {
     }
 }
 
-/// A VM without anything in it, under way on a thread, if there could be one.
+/// A VM without anything in it, if there could be one.
 #[derive(Debug)]
-pub struct KvmBegun(Option<JoinHandle<Result<(Kvm, VmFd)>>>);
+pub struct KvmBegun(Result<(Kvm, VmFd)>);
 
-impl KvmBegun {
-    fn wait(self) -> Result<(Kvm, VmFd)> {
-        match self.0.map(JoinHandle::join) {
-            Some(Ok(made)) => made,
-            // No thread, or one that panicked.
-            None | Some(Err(_)) => make(),
-        }
-    }
-}
-
+/// KVM_CREATE_VM may wait for grace periods of the kernel's RCU, milliseconds each.
 fn make() -> Result<(Kvm, VmFd)> {
     let kvm = open(c"/dev/kvm")?;
     let fd = create_vm(&kvm)?;
@@ -410,8 +402,6 @@ fn take_unknown_msrs(kvm: &Kvm, fd: &VmFd) -> Result<()> {
         .context("KVM refused to hand over unknown MSRs")
 }
 
-/// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one
-/// right behind the other, and a guest that can't keep up would do nothing else.
 fn create_devices(fd: &VmFd) -> Result<()> {
     fd.set_identity_map_address(IDENTITY_MAP)
         .context("KVM refused its identity map page")?;
@@ -424,11 +414,25 @@ fn create_devices(fd: &VmFd) -> Result<()> {
         flags: KVM_PIT_SPEAKER_DUMMY,
         ..Default::default()
     };
-    fd.create_pit2(pit).context("KVM refused the PIT")?;
-    let reinject = kvm_reinject_control::default();
-    // SAFETY: KVM_REINJECT_CONTROL reads a kvm_reinject_control.
-    unsafe { ioctl(borrow(fd), SetReinject::new(reinject)) }
-        .context("KVM refused to drop the PIT's missed ticks")
+    fd.create_pit2(pit).context("KVM refused the PIT")
+}
+
+/// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one
+/// right behind the other, and a guest that can't keep up would do nothing else.
+///
+/// KVM waits for two grace periods meanwhile, of up to 10 ms each, and keeps a guest's accesses to the PIT waiting as long: a thread
+/// does it once the guest runs.
+fn drop_missed_ticks(vm: OwnedFd) {
+    let set = move || {
+        let reinject = kvm_reinject_control::default();
+        // SAFETY: KVM_REINJECT_CONTROL reads a kvm_reinject_control.
+        if let Err(error) = unsafe { ioctl(vm, SetReinject::new(reinject)) } {
+            log::warn!("KVM refused to drop the PIT's missed ticks: {error}");
+        }
+    };
+    if let Err(error) = Builder::new().name("pit-ticks".to_owned()).spawn(set) {
+        log::warn!("The PIT's missed ticks can't be dropped without a thread: {error}");
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One KVM vCPU: its run loop and its registers.
 #![allow(unsafe_code)] // passes the run page that KVM filled to its reader
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -26,14 +27,17 @@ pub struct KvmVcpu {
     kick: Arc<KvmKick>,
     power_on: Box<PowerOn>,
     msrs: Arc<UnknownMsrs>,
+    /// The VM of a bootstrap CPU that has not run yet.
+    fresh: Option<OwnedFd>,
     // The guest runs in this memory: it must stay mapped as long as the vCPU can run.
     _memory: Arc<GuestMemory>,
 }
 
 impl KvmVcpu {
+    /// `vm` is that of a bootstrap CPU.
     pub(super) fn new(
         fd: VcpuFd,
-        bootstrap: bool,
+        vm: Option<OwnedFd>,
         cpuid: &[kvm_cpuid_entry2],
         (memory, msrs): (Arc<GuestMemory>, Arc<UnknownMsrs>),
     ) -> Result<Self> {
@@ -43,13 +47,15 @@ impl KvmVcpu {
             .context("KVM refused the CPUID table: it takes 48 or 57 as the width of virtual addresses (leaf 80000008), and only \
                  XSAVE features that this CPU has (leaf d)")?;
         let kick = Arc::new(KvmKick::new(&fd)?);
-        let power_on =
-            Box::new(PowerOn::of(&fd, bootstrap).context("KVM does not tell the power-on state")?);
+        let power_on = Box::new(
+            PowerOn::of(&fd, vm.is_some()).context("KVM does not tell the power-on state")?,
+        );
         Ok(Self {
             fd,
             kick,
             power_on,
             msrs,
+            fresh: vm,
             _memory: memory,
         })
     }
@@ -64,6 +70,9 @@ impl Drop for KvmVcpu {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Exit> {
         self.kick.adopt();
+        if let Some(vm) = self.fresh.take() {
+            super::drop_missed_ticks(vm);
+        }
         loop {
             match self.fd.run() {
                 Ok(_) => {}

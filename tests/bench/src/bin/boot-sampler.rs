@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 const MARKER: &[u8] = b"MARKER-UP";
-/// A mapping of at least this many kB is the guest's memory, which has 256 MiB.
+/// Mappings of together at least this many kB are the guest's memory, which has 256 MiB.
 const GUEST_RAM: u64 = 128 << 10;
 
 fn main() -> Result<()> {
@@ -70,23 +70,65 @@ fn exits() -> String {
 fn memory(process: u32) -> Result<String> {
     let maps = fs::read_to_string(format!("/proc/{process}/smaps")).context("no smaps")?;
     let (mut ram, mut file, mut anonymous) = (0, 0, 0);
-    let (mut size, mut resident) = (0, 0);
+    // Mappings that follow each other and differ in their advice alone are one.
+    let mut run = Run::default();
+    let mut resident = 0;
     for line in maps.lines() {
         let mut words = line.split_whitespace();
         let (Some(key), Some(value)) = (words.next(), words.next()) else {
             continue;
         };
-        let value: u64 = value.parse().unwrap_or(0);
+        let number: u64 = value.parse().unwrap_or(0);
         match key {
-            "Size:" => size = value,
-            "Rss:" => resident = value,
-            "Anonymous:" if size >= GUEST_RAM => ram += resident,
+            "Rss:" => resident = number,
             "Anonymous:" => {
-                file += resident - value;
-                anonymous += value;
+                file += resident - number;
+                run.anonymous += number;
             }
-            _ => {}
+            _ => {
+                let ends = key
+                    .split_once('-')
+                    .map(|ends| (address(ends.0), address(ends.1)));
+                let Some((Some(start), Some(end))) = ends else {
+                    continue;
+                };
+                let rights = value.to_owned();
+                if (run.end, &run.rights) != (start, &rights) {
+                    let done = std::mem::replace(
+                        &mut run,
+                        Run {
+                            start,
+                            ..Run::default()
+                        },
+                    );
+                    done.count(&mut ram, &mut anonymous);
+                }
+                (run.end, run.rights) = (end, rights);
+            }
         }
     }
+    run.count(&mut ram, &mut anonymous);
     Ok(format!("ram={ram} file={file} anonymous={anonymous}"))
+}
+
+/// Neighbouring mappings.
+#[derive(Default)]
+struct Run {
+    start: u64,
+    end: u64,
+    rights: String,
+    anonymous: u64,
+}
+
+impl Run {
+    fn count(self, ram: &mut u64, anonymous: &mut u64) {
+        *match self.end - self.start >= GUEST_RAM << 10 {
+            true => ram,
+            false => anonymous,
+        } += self.anonymous;
+    }
+}
+
+fn address(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
 }
