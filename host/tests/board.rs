@@ -131,7 +131,7 @@ fn what_firmware_says_on_the_debug_port_is_never_lost() {
     assert!(fifo.success());
     run("debug_port = \"fifo\"")
         .exited(1)
-        .logged("[main] debug_port: fifo can't be written: No such device or address");
+        .logged("[main] debug_port: fifo: it can't be written: No such device or address");
 }
 
 #[test]
@@ -166,4 +166,22 @@ fn a_guest_that_hammers_the_board_is_contained() {
     let ran = Scene::new().run(&vm("mode=hammer count=20000", "exit_on_reboot = 6", &rest));
     let ran = ran.exited(6).said("PASS hammer");
     assert!(ran.err.lines().count() < 200, "a quiet log: {ran}");
+}
+
+#[test]
+fn a_second_start_leaves_the_debug_file_of_the_first_alone() {
+    if !kvm("a_second_start_leaves_the_debug_file_of_the_first_alone") {
+        return;
+    }
+    let scene = Scene::new();
+    let text = |mode: &str| vm(mode, "debug_port = \"debug.out\"", STDIO);
+    let first = scene.start(&text("mode=hang"));
+    first.expect("hanging");
+    scene
+        .run(&text("mode=poweroff"))
+        .exited(1)
+        .logged("[main] debug_port: debug.out: another VM writes to it");
+    first.signal(Signal::KILL);
+    drop(first);
+    scene.run(&text("mode=poweroff")).exited(0);
 }

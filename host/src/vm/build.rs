@@ -1,8 +1,9 @@
 //! Builds a VM: plugins, memory, backends, devices, CPUs, in this order.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
@@ -130,24 +131,36 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
     })
 }
 
-/// Where `[main] debug_port` sends what firmware says. The file does not block: a FIFO without a reader is refused here, and one
-/// that is full later loses the rest of the text instead of holding a vCPU.
+/// Where `[main] debug_port` sends what firmware says.
 fn debug_output(config: &VmConfig) -> Result<DebugOutput> {
     Ok(match &config.debug_port {
         DebugConfig::Off => DebugOutput::Off,
         DebugConfig::Log => DebugOutput::Log,
         DebugConfig::File(path) => DebugOutput::File(
-            File::options()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)
-                .with_context(|| {
-                    format!("[main] debug_port: {} can't be written", path.display())
-                })?,
+            debug_file(path).with_context(|| format!("[main] debug_port: {}", path.display()))?,
         ),
     })
+}
+
+/// An empty file, for this VM alone: a second start of a VM must not empty the file of the first. It does not block: a FIFO
+/// without a reader is refused here, and one that is full later loses the rest of the text instead of holding a vCPU.
+fn debug_file(path: &Path) -> Result<File> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .context("it can't be written")?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => bail!("another VM writes to it"),
+        Err(TryLockError::Error(error)) => return Err(error).context("it can't be locked"),
+    }
+    if file.metadata()?.is_file() {
+        file.set_len(0).context("it can't be emptied")?;
+    }
+    Ok(file)
 }
 
 /// Says whose error it is: `vm.toml:12: dev.block0`.
