@@ -47,6 +47,14 @@ impl Disks {
     }
 }
 
+/// Whether they can be made here; if not, why.
+pub fn possible() -> Result<(), String> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err("root alone can make a disk with a Debian system: run this with sudo".into()),
+    }
+}
+
 /// Makes them in `lab`, unless they are there and made of the same.
 pub fn prepare(lab: &Path) -> Result<Disks> {
     let disks = Disks(NAMES.iter().map(|name| lab.join(name)).collect());
@@ -97,9 +105,6 @@ fn recipe() -> Result<String> {
 
 /// The system as a directory, owned by root.
 fn system(lab: &Path) -> Result<PathBuf> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("a Debian system can be made by root alone: run this with sudo");
-    }
     let tree = lab.join("debian-tree");
     if tree.exists() {
         fs::remove_dir_all(&tree).with_context(|| format!("cannot clear {}", tree.display()))?;

@@ -127,6 +127,12 @@ pub fn test(profile: Profile, report: &mut Report) -> Result<()> {
 }
 
 fn run_jobs(lab: &Lab, jobs: &[Job], mode: Mode, report: &mut Report) -> Result<()> {
+    let mut jobs: Vec<&Job> = jobs.iter().collect();
+    if let Err(why) = debian::possible() {
+        for job in jobs.extract_if(.., |job| job.disks) {
+            report.skip(&format!("lab: {}", job.name), &why);
+        }
+    }
     let disks = match jobs.iter().any(|job| job.disks) {
         true => Some(debian::prepare(&lab.directory)?),
         false => None,
@@ -138,10 +144,10 @@ fn run_jobs(lab: &Lab, jobs: &[Job], mode: Mode, report: &mut Report) -> Result<
     };
     let (direct, inside): (Vec<&Job>, Vec<&Job>) = match direct {
         // Scripts are written for level 1's file tree.
-        Ok(()) => jobs.iter().partition(|job| !job.script),
+        Ok(()) => jobs.into_iter().partition(|job| !job.script),
         Err(why) => {
             println!("level 1 runs the jobs: {why}");
-            (Vec::new(), jobs.iter().collect())
+            (Vec::new(), jobs)
         }
     };
     for job in direct {
