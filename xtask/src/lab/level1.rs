@@ -67,18 +67,12 @@ fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result
     Ok(command)
 }
 
-/// How often level 1 may die before it counts as the jobs' fault.
-const DEATHS: u32 = 3;
-/// What is left of level 1 when QEMU, or the kernel on its emulated processor, has failed. No program that runs in level 1
-/// can bring either about.
-const SIGNS_OF_DEATH: [&str; 3] = [
-    "Kernel panic - not syncing",
-    "assertion failed: (qemu_mutex_iothread_locked())",
-    "Bail out! ERROR:",
-];
+/// How often level 1 may die in one and the same job before it counts as that job's fault.
+const DEATHS: u32 = 4;
 
-/// Runs jobs in one level 1, one after the other, and judges each. If the emulation fails, the jobs that have not ended are
-/// begun anew: QEMU 7.2's SVM corrupts its kernel's stack about once an hour.
+/// Runs jobs in one level 1, one after the other, and judges each. If level 1 dies, the jobs that have not ended are begun anew.
+/// It says when it ends by itself, and nothing that runs in it can end it otherwise: a kernel that panics or resets without a
+/// word, or a QEMU that aborts, is the emulation's fault. QEMU 7.2's SVM corrupts the stack of its kernel now and then.
 pub fn run(
     lab: &Lab,
     jobs: &[&Job],
@@ -88,13 +82,18 @@ pub fn run(
 ) -> Result<()> {
     lab.level1_root()?;
     let mut waiting = jobs.to_vec();
-    for death in 1.. {
+    let mut deaths = 0;
+    while !waiting.is_empty() {
         let outcome = boot(lab, &waiting, disks, mode)?;
-        // Nothing comes after it; a guest's panic is followed by the end of its job.
-        let last = outcome.tail(60);
-        let died = SIGNS_OF_DEATH.iter().any(|sign| last.contains(sign));
         let ended = |job: &&Job| job.part(&outcome.output).1.is_some();
-        let again = died && !outcome.output.contains("LAB-END") && death < DEATHS;
+        // One that had to be killed has not died.
+        let died = outcome.status.is_some() && !outcome.output.contains("LAB-END");
+        deaths = if waiting.iter().any(ended) {
+            1
+        } else {
+            deaths + 1
+        };
+        let again = died && deaths < DEATHS;
         for job in waiting.iter().filter(|job| !again || ended(job)) {
             let (console, code) = job.part(&outcome.output);
             job.judge(console, code, report);
@@ -104,7 +103,7 @@ pub fn run(
         }
         waiting.retain(|job| !ended(job));
         println!(
-            "level 1 has died, which is the emulation's fault; {} jobs are begun anew:\n{}",
+            "level 1 has died, which is the emulation's fault; {} jobs are begun anew; its last words:\n{}",
             waiting.len(),
             outcome.tail(12)
         );
