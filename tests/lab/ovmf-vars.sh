@@ -1,4 +1,5 @@
 # What firmware keeps is there for the next vmm-host, and one that runs has it for itself.
+# lab: firmware
 # lab: limit 300
 # lab: times 2 SHELL-UP
 # lab: times 1 00000000: 2A

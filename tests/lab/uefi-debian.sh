@@ -1,4 +1,5 @@
 # A Debian system comes to its login prompt by firmware and GRUB, checks its machine, and powers off cleanly.
+# lab: firmware
 # lab: limit 420
 # lab: disks
 # lab: sees GRUB-UP

@@ -89,6 +89,8 @@ impl Job {
                 "sees" => job.sees.push(rest.to_owned()),
                 "shell" => job.interactive = true,
                 "disks" => job.disks = true,
+                // For level 1, which prepares itself for it.
+                "firmware" => {}
                 "times" => {
                     let (count, text) = rest.split_once(' ').unwrap_or((rest, ""));
                     job.times
