@@ -927,7 +927,7 @@ typedef struct {
      */
     uint64_t fd_offset;
     /*
-     File that backs it, or -1 where the hypervisor has no such file.
+     File that backs it, or -1 where no file does: memory is private to this process unless the VM file says otherwise.
      */
     int32_t fd;
     /*

@@ -56,7 +56,7 @@ pub struct MemRegion {
     pub host: *mut u8,
     /// Offset in `fd`.
     pub fd_offset: u64,
-    /// File that backs it, or -1 where the hypervisor has no such file.
+    /// File that backs it, or -1 where no file does: memory is private to this process unless the VM file says otherwise.
     pub fd: i32,
     /// Unused, zero.
     pub reserved: u32,
