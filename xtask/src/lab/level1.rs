@@ -69,6 +69,8 @@ fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result
 
 /// How often level 1 may die in one and the same job before it counts as that job's fault.
 const DEATHS: u32 = 4;
+/// Exit code of a VM that had to be killed: 128 and the signal's number.
+const KILLED: i32 = 137;
 
 /// Runs jobs in one level 1, one after the other, and judges each. If level 1 dies, the jobs that have not ended are begun anew.
 /// It says when it ends by itself, and nothing that runs in it can end it otherwise: a kernel that panics or resets without a
@@ -83,9 +85,14 @@ pub fn run(
     lab.level1_root()?;
     let mut waiting = jobs.to_vec();
     let mut deaths = 0;
+    let mut stalled = false;
     while !waiting.is_empty() {
         let outcome = boot(lab, &waiting, disks, mode)?;
-        let ended = |job: &&Job| job.part(&outcome.output).1.is_some();
+        // The emulation stalls now and then: what had to be killed gets a second chance.
+        let ended = |job: &&Job| match job.part(&outcome.output).1 {
+            Some(KILLED) => stalled,
+            code => code.is_some(),
+        };
         // One that had to be killed has not died.
         let died = outcome.status.is_some() && !outcome.output.contains("LAB-END");
         deaths = if waiting.iter().any(ended) {
@@ -93,7 +100,10 @@ pub fn run(
         } else {
             deaths + 1
         };
-        let again = died && deaths < DEATHS;
+        let killed = waiting
+            .iter()
+            .any(|job| job.part(&outcome.output).1 == Some(KILLED));
+        let again = died && deaths < DEATHS || killed && !stalled;
         for job in waiting.iter().filter(|job| !again || ended(job)) {
             let (console, code) = job.part(&outcome.output);
             job.judge(console, code, report);
@@ -102,8 +112,9 @@ pub fn run(
             break;
         }
         waiting.retain(|job| !ended(job));
+        stalled |= killed;
         println!(
-            "level 1 has died, which is the emulation's fault; {} jobs are begun anew; its last words:\n{}",
+            "level 1 has died or stalled, which is the emulation's fault; {} jobs are begun anew; its last words:\n{}",
             waiting.len(),
             outcome.tail(12)
         );
