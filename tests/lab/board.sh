@@ -4,11 +4,7 @@
 # lab: limit 180
 vmm-host board-vm.toml </dev/null >/tmp/console 2>&1 &
 host=$!
-tries=0
-until grep -q GUEST-WAITING /tmp/console || [ $tries = 90 ]; do
-    sleep 1
-    tries=$((tries + 1))
-done
+wait_for GUEST-WAITING 90 /tmp/console
 kill -USR2 $host
 (sleep 80; kill -KILL $host) &
 wait $host

@@ -3,13 +3,9 @@
 # lab: sees Memtest86
 # lab: sees Memory
 # lab: sees Testing
-vmm-host --log-level debug memtest-vm.toml </dev/null >/tmp/memtest 2>&1 &
+vmm-host memtest-vm.toml </dev/null >/tmp/memtest 2>&1 &
 host=$!
-tries=0
-until grep -q Testing /tmp/memtest || [ $tries = 60 ]; do
-    sleep 1
-    tries=$((tries + 1))
-done
+wait_for Testing 60 /tmp/memtest
 # It has no ACPI to hear a power button by.
 kill -TERM $host
 wait $host

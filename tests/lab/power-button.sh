@@ -3,11 +3,7 @@
 # lab: sees GUEST-DONE 0
 vmm-host wait-power-button.toml </dev/null >/tmp/console 2>&1 &
 host=$!
-tries=0
-until grep -q GUEST-WAITING /tmp/console || [ $tries = 60 ]; do
-    sleep 1
-    tries=$((tries + 1))
-done
+wait_for GUEST-WAITING 60 /tmp/console
 kill -TERM $host
 (sleep 30; kill -KILL $host) &
 wait $host

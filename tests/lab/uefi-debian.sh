@@ -11,16 +11,9 @@ host=$!
 exec 3>/tmp/keys
 tail -f /tmp/console &
 shown=$!
-wait_for() { # TEXT SECONDS
-    tries=0
-    until grep -q "$1" /tmp/console || [ $tries = "$2" ]; do
-        sleep 1
-        tries=$((tries + 1))
-    done
-}
-wait_for 'lab login:' 300
+wait_for 'lab login:' 300 /tmp/console
 echo root >&3
-wait_for 'root@lab' 60
+wait_for 'root@lab' 60 /tmp/console
 echo '/lab/check; echo "GUEST-DONE $?"; systemctl poweroff' >&3
 (sleep 180; kill -KILL $host 2>/dev/null) &
 wait $host

@@ -11,10 +11,8 @@ use anyhow::{Result, ensure};
 use crate::bus::{Registers, ones};
 use crate::memory::GuestMemory;
 
-/// Selector (2 bytes), then data (1 byte).
+/// Selector (2 bytes), then data (1 byte); 4 bytes on, the DMA address register (8 bytes, big endian).
 pub const FW_CFG_PORT: u16 = 0x510;
-/// The DMA address register, 8 bytes, big endian.
-pub const FW_CFG_DMA_PORT: u16 = 0x514;
 /// How many ports it takes from [`FW_CFG_PORT`] on.
 pub const FW_CFG_PORTS: u16 = 12;
 /// ACPI hardware id.
@@ -76,7 +74,10 @@ impl Item {
             Contents::Made(len, make) => {
                 let mut bytes = make();
                 if bytes.len() != *len {
-                    log::debug!("fw_cfg item {:#x} has changed its size", self.key);
+                    log::warn!(
+                        "fw_cfg item {:#x} has changed its size: the guest gets a part of it",
+                        self.key
+                    );
                     bytes.resize(*len, 0);
                 }
                 bytes.into()

@@ -198,18 +198,18 @@ impl<V: Vm> Guest<V> {
         vcpus: &VcpuSet<C>,
         restart: bool,
     ) -> Result<()> {
-        let Self::Kernel {
-            kernel,
-            initrd,
-            cmdline,
-            smbios,
-            address_bits,
-        } = self
-        else {
-            if let Self::Firmware(firmware) = self {
+        let (kernel, initrd, cmdline, smbios, address_bits) = match self {
+            Self::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+                smbios,
+                address_bits,
+            } => (kernel, initrd, cmdline, smbios, *address_bits),
+            Self::Firmware(firmware) => {
                 firmware.reset();
+                return Ok(());
             }
-            return Ok(());
         };
         let memory = vm.memory();
         machine.assign_resources()?;
@@ -221,7 +221,7 @@ impl<V: Vm> Guest<V> {
             cmdline,
             e820: &e820::map(memory),
             rsdp,
-            address_bits: *address_bits,
+            address_bits,
             used: restart,
         };
         let entry = boot::load(memory, &direct)?;

@@ -89,10 +89,9 @@ pub fn run(
     while !waiting.is_empty() {
         let outcome = boot(lab, &waiting, disks, mode)?;
         // The emulation stalls now and then: what had to be killed gets a second chance.
-        let ended = |job: &&Job| match job.part(&outcome.output).1 {
-            Some(KILLED) => stalled,
-            code => code.is_some(),
-        };
+        let code = |job: &&Job| job.part(&outcome.output).1;
+        let begun_anew = |job: &&Job| code(job) == Some(KILLED) && !stalled;
+        let ended = |job: &&Job| code(job).is_some() && !begun_anew(job);
         // One that had to be killed has not died.
         let died = outcome.status.is_some() && !outcome.output.contains("LAB-END");
         deaths = if waiting.iter().any(ended) {
@@ -100,10 +99,13 @@ pub fn run(
         } else {
             deaths + 1
         };
-        let killed = waiting
+        let killed: Vec<&str> = waiting
             .iter()
-            .any(|job| job.part(&outcome.output).1 == Some(KILLED));
-        let again = died && deaths < DEATHS || killed && !stalled;
+            .copied()
+            .filter(|job| begun_anew(job))
+            .map(|job| job.name.as_str())
+            .collect();
+        let again = died && deaths < DEATHS || !killed.is_empty();
         for job in waiting.iter().filter(|job| !again || ended(job)) {
             let (console, code) = job.part(&outcome.output);
             job.judge(console, code, report);
@@ -111,13 +113,12 @@ pub fn run(
         if !again {
             break;
         }
-        waiting.retain(|job| !ended(job));
-        stalled |= killed;
         println!(
-            "level 1 has died or stalled, which is the emulation's fault; {} jobs are begun anew; its last words:\n{}",
-            waiting.len(),
+            "level 1 has died, or stalled in {killed:?}, which is the emulation's fault unless it happens again; last words:\n{}",
             outcome.tail(12)
         );
+        waiting.retain(|job| !ended(job));
+        stalled |= !killed.is_empty();
     }
     Ok(())
 }
