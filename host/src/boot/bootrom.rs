@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::path::{directory_of, open_regular};
 use crate::bus::Registers;
 use crate::hypervisor::Vm;
 use crate::hypervisor::rom::Rom;
@@ -112,23 +113,6 @@ fn fill<V: Vm>(vm: &Arc<V>, gpa: u64, bytes: &[u8]) -> Result<Arc<Rom>> {
     Ok(rom)
 }
 
-/// Opens a file to be read as a whole. It may have been replaced since it was checked.
-///
-/// # Errors
-/// It can't be read, or is no regular file: the text names it.
-pub fn open_regular(path: &Path) -> Result<File> {
-    let name = || format!("Cannot read {}", path.display());
-    // Opening a FIFO would otherwise wait for somebody to write to it.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .with_context(name)?;
-    let regular = file.metadata().with_context(name)?.is_file();
-    ensure!(regular, "{} is not a regular file", path.display());
-    Ok(file)
-}
-
 /// All of a file, which has no more than [`BOOTROM_MAX`] bytes.
 fn read(path: &Path) -> Result<Vec<u8>> {
     read_all(&open_regular(path)?, path)
@@ -222,13 +206,9 @@ fn create(path: &Path, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     let name = || format!("Cannot create {}", path.display());
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let mut temporary = tempfile::Builder::new()
         .prefix(".vars-")
-        .tempfile_in(directory)
+        .tempfile_in(directory_of(path))
         .with_context(name)?;
     temporary.write_all(bytes).with_context(name)?;
     temporary.as_file().sync_all().with_context(name)?;

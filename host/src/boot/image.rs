@@ -1,14 +1,15 @@
 //! A kernel or initrd before it is loaded: a file that is read straight into guest memory, or bytes built into the host.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::path::open_regular;
 use crate::hypervisor::backing::View;
 use crate::memory::GuestMemory;
 
@@ -39,19 +40,10 @@ impl Image {
     /// It is missing, unreadable, empty or no regular file.
     pub fn open(role: &str, path: &Path) -> Result<Self> {
         let name = format!("{role} {}", path.display());
-        // Opening a FIFO would otherwise wait for somebody to write to it.
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path);
-        let file = opened.with_context(|| format!("Cannot open {name}"))?;
+        let file = open_regular(path).with_context(|| format!("Cannot load the {role}"))?;
         let metadata = file
             .metadata()
             .with_context(|| format!("Cannot examine {name}"))?;
-        ensure!(
-            metadata.is_file(),
-            "Cannot load {name}: it is not a regular file"
-        );
         ensure!(metadata.len() > 0, "Cannot load {name}: it is empty");
         Ok(Self {
             name,

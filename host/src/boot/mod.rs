@@ -11,10 +11,12 @@ mod elf;
 mod entry;
 mod image;
 mod linux;
+mod path;
 #[cfg(test)]
 mod tests;
 
-pub use bootrom::{BOOTROM_MAX, Files, Firmware, open_regular};
+pub use bootrom::{BOOTROM_MAX, Files, Firmware};
 pub use entry::Entry;
 pub use image::Image;
 pub use linux::{DirectBoot, load};
+pub use path::{directory_of, open_regular};

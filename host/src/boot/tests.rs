@@ -103,22 +103,16 @@ fn what_is_no_kernel_is_named() {
 
 #[test]
 fn files_that_cannot_be_loaded_are_named() {
-    let missing = Image::open("initrd", Path::new("/nonexistent/initrd.img")).unwrap_err();
-    assert!(
-        format!("{missing:#}").contains("Cannot open initrd /nonexistent/initrd.img: No such file")
-    );
-    assert!(
-        Image::open("kernel", file(b"").path())
-            .unwrap_err()
-            .to_string()
-            .contains("empty")
-    );
-    assert!(
-        Image::open("kernel", Path::new("/"))
-            .unwrap_err()
-            .to_string()
-            .contains("not a regular file")
-    );
+    let refusal = |role, path: &Path| format!("{:#}", Image::open(role, path).unwrap_err());
+    let text = refusal("initrd", Path::new("/nonexistent/initrd.img"));
+    let missing = "Cannot load the initrd: Cannot read /nonexistent/initrd.img: No such file";
+    assert!(text.contains(missing), "{text}");
+    let empty = file(b"");
+    let text = refusal("kernel", empty.path());
+    let named = format!("kernel {}: it is empty", empty.path().display());
+    assert!(text.contains(&named), "{text}");
+    let text = refusal("kernel", Path::new("/"));
+    assert_eq!(text, "Cannot load the kernel: / is not a regular file");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::source::{Problems, Span};
 use super::spelling::{listed, suggestion};
 use super::values::Field;
 use super::vm_config::{BUILTIN_KERNELS, Boot, BootKernel, Bootrom, DirectKernel};
-use crate::boot::BOOTROM_MAX;
+use crate::boot::{BOOTROM_MAX, directory_of};
 use crate::memory::PAGE;
 use crate::plugins::manifest::BusKind;
 
@@ -196,14 +196,6 @@ fn vars(field: &Field<'_>, has_template: bool, problems: &mut Problems) -> Optio
         );
     }
     Some(path.to_path_buf())
-}
-
-/// Where a file of this name is.
-pub fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 /// Refuses to write to the file at `path`, which `field` names, if it is what one of the `others` names.

@@ -199,7 +199,7 @@ fn debug_port(field: &Field<'_>, problems: &mut Problems) -> Option<DebugConfig>
         "log" => return Some(DebugConfig::Log),
         path => Path::new(path),
     };
-    let directory = boot::directory_of(path);
+    let directory = crate::boot::directory_of(path);
     if path.is_dir() || !directory.is_dir() {
         field
             .expected("\"off\", \"log\" or the name of a file", problems)

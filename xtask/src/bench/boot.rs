@@ -6,7 +6,7 @@
 //! hardware is not in them: hence the exits beside them.
 
 use crate::bench::lab::{add, add_program, with};
-use crate::lab::{Lab, cpio};
+use crate::lab::{Lab, cpio, level1};
 use crate::workspace::{self, Profile};
 use crate::{packages, process};
 use anyhow::{Context, Result, ensure};
@@ -34,29 +34,10 @@ const FIRMWARE: [&str; 6] = [
 pub fn run() -> Result<()> {
     let lab = Lab::prepare(Profile::Release)?;
     lab.level1_root()?;
-    let initrd = level1(&lab)?;
+    let initrd = level1_root(&lab)?;
     let hosts = std::env::var(HOSTS).unwrap_or_else(|_| DEFAULT_HOSTS.to_owned());
-    let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
+    let mut command = level1::machine(true, "max,xsave=off", 2048)?;
     command
-        .args([
-            "-accel",
-            "tcg,thread=single",
-            "-icount",
-            "shift=0,sleep=off",
-            "-smp",
-            "1",
-        ])
-        .args([
-            "-machine",
-            "pc",
-            "-cpu",
-            "max,xsave=off",
-            "-m",
-            "2048",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ])
         .args(["-display", "none", "-serial", "stdio", "-monitor", "none"])
         .arg("-kernel")
         .arg(&lab.vmlinuz)
@@ -166,7 +147,7 @@ fn guest(source: &Path, directory: &Path, initrd: &Path) -> Result<()> {
 }
 
 /// Level 1's initial root with the bench in it.
-fn level1(lab: &Lab) -> Result<PathBuf> {
+fn level1_root(lab: &Lab) -> Result<PathBuf> {
     let source = workspace::root().join("tests/lab/boot");
     let directory = lab.directory.join("boot");
     if directory.exists() {

@@ -122,7 +122,7 @@ pub fn measure(
     always: &'static [Test],
     tests: &'static [Test],
     limit: Duration,
-    command: impl Fn(&[&Test]) -> Command,
+    command: impl Fn(&[&Test]) -> Result<Command>,
 ) -> Result<Figures> {
     let deadline = Instant::now() + limit;
     let mut figures = Figures::new();
@@ -137,7 +137,7 @@ pub fn measure(
         }
         let all: Vec<&'static Test> = always.iter().chain(tests).collect();
         let line: Vec<&Test> = always.iter().chain(wanted).collect();
-        let outcome = boot(&mut command(&line), deadline)?;
+        let outcome = boot(&mut command(&line)?, deadline)?;
         println!("{host}: level 1 ran {:.0} s", outcome.elapsed.as_secs_f64());
         let mut progress = false;
         for test in all {
@@ -218,7 +218,7 @@ mod tests {
             }
             let mut command = Command::new("sh");
             command.arg("-c").arg(script + "echo LAB-END");
-            command
+            Ok(command)
         };
         let limit = Duration::from_secs(60);
         let figures = measure("shell", &ALWAYS, &TESTS, limit, shell).unwrap();

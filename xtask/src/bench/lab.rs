@@ -4,7 +4,7 @@
 //! to about a percent on a busy machine. The image lies in level 1's memory: neither side waits for a real disk.
 
 use super::boots::{self, Figures, Test};
-use crate::lab::{Lab, cpio, needed_libraries};
+use crate::lab::{Lab, cpio, level1, needed_libraries};
 use crate::workspace::Profile;
 use crate::{packages, workspace};
 use anyhow::{Context, Result, ensure};
@@ -68,15 +68,14 @@ const TESTS: [Test; 5] = [
 pub fn run() -> Result<()> {
     let lab = Lab::prepare(Profile::Release)?;
     lab.level1_root()?;
-    let initrd = level1(&lab)?;
-    let qemu = packages::program("qemu-system-x86_64", "qemu-system-x86")?;
+    let initrd = level1_root(&lab)?;
     println!(
         "level 1 starts for each host, at most {} s",
         LIMIT.as_secs()
     );
     let measure = |host| {
         boots::measure(host, &ALWAYS, &TESTS, LIMIT, |tests| {
-            boot(&qemu, &lab, &initrd, host, tests)
+            boot(&lab, &initrd, host, tests)
         })
     };
     let (ours, peer) = (measure(OURS)?, measure(PEER)?);
@@ -95,15 +94,13 @@ pub fn run() -> Result<()> {
 }
 
 /// The command that boots level 1 for these tests.
-fn boot(qemu: &Path, lab: &Lab, initrd: &Path, host: &str, tests: &[&Test]) -> Command {
+fn boot(lab: &Lab, initrd: &Path, host: &str, tests: &[&Test]) -> Result<Command> {
     let tests: Vec<String> = tests
         .iter()
         .map(|test| format!("{}:{}", test.label(), test.fio))
         .collect();
-    let mut command = Command::new(qemu);
+    let mut command = level1::machine(true, "max,xsave=off", 3072)?;
     command
-        .args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"])
-        .args(["-machine", "pc", "-cpu", "max,xsave=off", "-m", "3072", "-no-reboot", "-nic", "none"])
         .args(["-display", "none", "-serial", "stdio", "-monitor", "none"])
         .arg("-kernel")
         .arg(&lab.vmlinuz)
@@ -114,7 +111,7 @@ fn boot(qemu: &Path, lab: &Lab, initrd: &Path, host: &str, tests: &[&Test]) -> C
             "console=ttyS0 quiet loglevel=1 panic=-1 lab.job=disk-bench bench.host={host} bench.tests={}",
             tests.join(",")
         ));
-    command
+    Ok(command)
 }
 
 /// The report: a line for each test.
@@ -189,7 +186,7 @@ pub fn with(base: &Path, tree: &Path, archive: &Path) -> Result<()> {
 }
 
 /// Level 1's initial root with the bench in it.
-fn level1(lab: &Lab) -> Result<PathBuf> {
+fn level1_root(lab: &Lab) -> Result<PathBuf> {
     let source = workspace::root().join("tests/lab/bench");
     let directory = lab.directory.join("bench");
     if directory.exists() {

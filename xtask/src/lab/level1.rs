@@ -16,34 +16,25 @@ const OVERHEAD: Duration = Duration::from_secs(180);
 const CPU: &str = "max,xsave=off,avx=off,avx2=off";
 const KERNEL_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1";
 
-fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result<Command> {
+/// QEMU as level 1's machine, without anything to boot. `icount`: its clock counts executed instructions, so that timings
+/// repeat on a busy machine.
+pub fn machine(icount: bool, cpu: &str, mib: u32) -> Result<Command> {
     let mut command = Command::new(packages::program("qemu-system-x86_64", "qemu-system-x86")?);
     if icount {
-        // The clock counts executed instructions: timings repeat on a busy machine.
-        command.args([
-            "-accel",
-            "tcg,thread=single",
-            "-icount",
-            "shift=0,sleep=off",
-            "-smp",
-            "1",
-        ]);
+        command.args(["-accel", "tcg,thread=single", "-smp", "1"]);
+        command.args(["-icount", "shift=0,sleep=off"]);
     } else {
         command.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
     }
+    command.args(["-machine", "pc", "-cpu", cpu, "-m", &mib.to_string()]);
+    command.args(["-no-reboot", "-nic", "none"]);
+    Ok(command)
+}
+
+fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result<Command> {
+    let mut command = machine(icount, CPU, 2048)?;
     let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
     command
-        .args([
-            "-machine",
-            "pc",
-            "-cpu",
-            CPU,
-            "-m",
-            "2048",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ])
         .arg("-kernel")
         .arg(&lab.vmlinuz)
         .arg("-initrd")

@@ -10,7 +10,7 @@ mod direct;
 mod esp;
 mod images;
 mod job;
-mod level1;
+pub mod level1;
 
 use crate::report::Report;
 use crate::workspace::Profile;
