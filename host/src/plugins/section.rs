@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use object::read::ReadCache;
-use object::read::elf::{FileHeader, SectionHeader};
+use object::read::elf::{FileHeader, SectionHeader, SectionTable};
+use object::read::{ReadCache, StringTable};
 use object::{Endianness, elf};
 
 /// The section that holds the manifest.
@@ -17,6 +17,8 @@ pub const SECTION: &str = ".vmm.plugin";
 
 /// No manifest is longer. A file may claim more and is not believed.
 const MANIFEST_MAX: u64 = 1 << 20;
+/// No plugin has names of sections that are longer together.
+const NAMES_MAX: u64 = 1 << 20;
 
 #[cfg(target_arch = "x86_64")]
 const MACHINE: elf::Machine = elf::EM_X86_64;
@@ -134,6 +136,25 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
+/// The names of all sections, read at once: one by one, each would be a read of its own.
+fn names<'data>(
+    header: &elf::FileHeader64<Endianness>,
+    headers: &[elf::SectionHeader64<Endianness>],
+    data: &'data ReadCache<File>,
+) -> Result<StringTable<'data>, SectionError> {
+    let cut = |_| SectionError::Truncated;
+    let endian = header.endian().map_err(cut)?;
+    let index = header.shstrndx(endian, data).map_err(cut)?;
+    let Some(section) = headers.get(index as usize) else {
+        return Err(SectionError::Truncated);
+    };
+    if section.sh_size(endian) > NAMES_MAX {
+        return Err(SectionError::NotPlugin);
+    }
+    let bytes = section.data(endian, data).map_err(cut)?;
+    Ok(StringTable::new(bytes, 0, bytes.len() as u64))
+}
+
 fn section(data: &ReadCache<File>, length: u64) -> Result<Vec<u8>, SectionError> {
     // What the headers say lies inside the file, or the file was cut: every failed read below means that.
     let cut = |_| SectionError::Truncated;
@@ -146,7 +167,9 @@ fn section(data: &ReadCache<File>, length: u64) -> Result<Vec<u8>, SectionError>
     if header.e_shoff(endian) == 0 || header.e_shnum(endian) == 0 {
         return Err(SectionError::NotPlugin);
     }
-    let sections = header.sections(endian, data).map_err(cut)?;
+    let headers = header.section_headers(endian, data).map_err(cut)?;
+    let sections: SectionTable<'_, elf::FileHeader64<Endianness>> =
+        SectionTable::new(headers, names(header, headers, data)?);
     let Some((_, section)) = sections.section_by_name(endian, SECTION.as_bytes()) else {
         // With the name table gone nothing has a name; that is damage, not another kind of library.
         let names_readable = sections
