@@ -1,11 +1,13 @@
 //! 64-bit ELF programs: Linux's vmlinux, or a freestanding program of the same kind.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use linux_loader::bootparam::setup_header;
 use object::LittleEndian as Le;
 use object::elf::{
     ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PT_INTERP, PT_LOAD,
-    ProgramHeader64,
+    ProgramHeader64, SHF_ALLOC, SHF_TLS, SHT_NOBITS, SectionHeader64,
 };
 
 use super::entry::RESERVED;
@@ -17,6 +19,8 @@ use crate::memory::GuestMemory;
 const CMDLINE_MAX: u32 = 2047;
 /// More than any kernel has, and little to read.
 const MAX_SEGMENTS: u16 = 128;
+/// Those behind are taken to have contents.
+const MAX_SECTIONS: u16 = 1024;
 
 /// Loads `image`, or returns `None` if it is no ELF file. `memory` is all zeros, or has been `used`.
 pub(super) fn load(image: &Image, memory: &GuestMemory, used: bool) -> Result<Option<Loaded>> {
@@ -45,12 +49,13 @@ pub(super) fn load(image: &Image, memory: &GuestMemory, used: bool) -> Result<Op
         );
     }
 
+    let empty = empty_sections(image, header);
     let mut end = 0;
     for segment in segments
         .iter()
         .filter(|segment| segment.p_type.get(Le) == PT_LOAD && segment.p_memsz.get(Le) > 0)
     {
-        end = end.max(load_segment(image, memory, segment, used)?);
+        end = end.max(load_segment(image, memory, segment, &empty, used)?);
     }
     let entry = entry_address(header.e_entry.get(Le), segments)
         .with_context(|| format!("Cannot load {image}: its entry point lies in no segment"))?;
@@ -89,6 +94,7 @@ fn load_segment(
     image: &Image,
     memory: &GuestMemory,
     segment: &ProgramHeader64<Le>,
+    empty: &[Range<u64>],
     used: bool,
 ) -> Result<u64> {
     let (address, size) = (segment.p_paddr.get(Le), segment.p_memsz.get(Le));
@@ -111,12 +117,68 @@ fn load_segment(
             memory.low_end()
         )
     })?;
-    image.load(memory, used, segment.p_offset.get(Le), address, in_file)?;
+    let mut at = 0;
+    for gap in empty {
+        let from = gap.start.saturating_sub(segment.p_vaddr.get(Le));
+        let to = gap.end.saturating_sub(segment.p_vaddr.get(Le)).min(in_file);
+        if from >= at && from < to {
+            copy(image, memory, segment, used, at..from)?;
+            if used {
+                memory.zero(address + from, to - from)?;
+            }
+            at = to;
+        }
+    }
+    copy(image, memory, segment, used, at..in_file)?;
     if used && in_file < size {
         // What the file does not say is 0 (System V ABI, "Program Header", p_memsz).
         memory.zero(address + in_file, size - in_file)?;
     }
     Ok(end)
+}
+
+/// Copies part of a segment, counted from its start.
+fn copy(
+    image: &Image,
+    memory: &GuestMemory,
+    segment: &ProgramHeader64<Le>,
+    used: bool,
+    part: Range<u64>,
+) -> Result<()> {
+    if part.is_empty() {
+        return Ok(());
+    }
+    let offset = segment.p_offset.get(Le).saturating_add(part.start);
+    let address = segment.p_paddr.get(Le) + part.start;
+    image.load(memory, used, offset, address, part.end - part.start)
+}
+
+/// Where sections without contents lie in virtual memory, by ascending address. Linux's vmlinux has its bss in a segment as megabytes
+/// of zeros, which need not be looked at. Nothing depends on it: a file may have no sections.
+fn empty_sections(image: &Image, header: &FileHeader64<Le>) -> Vec<Range<u64>> {
+    let count = header.e_shnum.get(Le).min(MAX_SECTIONS);
+    let mut table = vec![0; usize::from(count) * size_of::<SectionHeader64<Le>>()];
+    if image.read_at(header.e_shoff.get(Le), &mut table).is_err() {
+        return Vec::new();
+    }
+    let sections = object::slice_from_bytes::<SectionHeader64<Le>>(&table, count.into());
+    let sections = sections.map_or(&[][..], |(sections, _)| sections);
+    let mut empty: Vec<_> = sections
+        .iter()
+        .filter(|section| {
+            let flags = section.sh_flags.get(Le);
+            // Those of thread-local storage lie over others.
+            section.sh_type.get(Le) == SHT_NOBITS
+                && flags.0 & SHF_ALLOC.0 != 0
+                && flags.0 & SHF_TLS.0 == 0
+        })
+        .map(|section| {
+            let start = section.sh_addr.get(Le);
+            start..start.saturating_add(section.sh_size.get(Le))
+        })
+        .collect();
+    empty.sort_by_key(|range| range.start);
+    empty
 }
 
 /// The physical entry point: vmlinux states it so, other programs by the address they are linked at.
