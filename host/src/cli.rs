@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread::Builder;
 use std::time::Instant;
 
 use clap::error::ErrorKind;
@@ -120,7 +119,7 @@ fn version() -> String {
     )
 }
 
-/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` while it is read.
+/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` before it is read.
 pub fn main<T>(
     begin: impl FnOnce() -> T,
     run: impl FnOnce(T, Loaded, Instant) -> anyhow::Result<u8>,
@@ -143,8 +142,8 @@ pub fn main<T>(
             plugins(name.as_deref(), markdown, &options)
         }
         (None, Some(file)) => {
-            let (begun, loaded) = together(begin, || accepted(&file, &options));
-            loaded.map_or(EXIT_CONFIG, |loaded| {
+            let begun = begin();
+            accepted(&file, &options).map_or(EXIT_CONFIG, |loaded| {
                 run_file(loaded, |loaded| run(begun, loaded, started))
             })
         }
@@ -182,19 +181,6 @@ fn run_file(loaded: Loaded, run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> u
     run(loaded).unwrap_or_else(|error| {
         log::error!("{error:#}");
         EXIT_FAILURE
-    })
-}
-
-/// Does `wait`, which mostly waits, while `work` is done on a thread of its own.
-fn together<A, B: Send>(wait: impl FnOnce() -> A, work: impl Fn() -> B + Sync) -> (A, B) {
-    std::thread::scope(|scope| {
-        let thread = Builder::new()
-            .name("vm-file".to_owned())
-            .spawn_scoped(scope, &work);
-        let waited = wait();
-        let done = thread.ok().and_then(|thread| thread.join().ok());
-        // Without a thread, or if it panicked, here.
-        (waited, done.unwrap_or_else(&work))
     })
 }
 

@@ -13,5 +13,6 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod plugins;
+pub mod thread;
 pub mod vcpu;
 pub mod vm;

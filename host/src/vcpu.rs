@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +15,7 @@ use crate::diagnose;
 use crate::hypervisor::{Exit, ExitHandler, Kick, Vcpu, affinity};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::memory::GuestMemory;
+use crate::thread;
 
 const PARKED: u8 = 0;
 const RUNNING: u8 = 1;
@@ -163,9 +164,7 @@ impl<V: Vcpu + 'static> VcpuSet<V> {
                 }
                 thread_main(cpu, &vcpu, &shared, &mut handler);
             };
-            let thread = Builder::new()
-                .name(format!("vcpu-{cpu}"))
-                .spawn(main)
+            let thread = thread::spawn(format!("vcpu-{cpu}"), main)
                 .with_context(|| format!("Cannot start the thread of vCPU {cpu}"))?;
             set.threads.push(thread);
             if let Some(host_cpu) = host_cpu {

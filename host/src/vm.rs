@@ -2,6 +2,7 @@
 
 mod build;
 mod guest;
+mod placing;
 mod reset_log;
 mod signals;
 mod watched;
@@ -121,7 +122,7 @@ struct Vm {
 /// What [`begin`] has begun.
 pub type Begun = <Backend as crate::hypervisor::Vm>::Begun;
 
-/// Begins what takes long and needs nothing of the VM file.
+/// Begins what takes long and needs nothing of the VM file. Returns at once.
 pub fn begin() -> Begun {
     <Backend as crate::hypervisor::Vm>::begin()
 }

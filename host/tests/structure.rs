@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["vcpu"],
     &["boot", "config", "diagnose", "machine", "plugins"],
     &["bus", "hypervisor", "memory", "pci"],
+    &["thread"],
 ];
 
 /// Where `unsafe` may be used, apart from tests: prefixes of paths.

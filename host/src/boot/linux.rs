@@ -1,4 +1,5 @@
-//! Loads a kernel with its initrd and command line, and writes the zero page that tells it of them and of the machine.
+//! Places a kernel with its initrd, which needs the guest's memory alone, and later writes command line and zero page, which tell
+//! it of them and of the machine.
 
 use anyhow::{Context, Result, bail, ensure};
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -17,13 +18,9 @@ const BDA_BASE_KIB: u64 = 0x413;
 /// "Undefined" boot loader (boot.rst, type_of_loader).
 const LOADER_UNDEFINED: u8 = 0xff;
 
-/// Everything that direct boot needs to know.
+/// What a placed kernel is told when it is entered.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectBoot<'a> {
-    /// A bzImage or a 64-bit ELF file.
-    pub kernel: &'a Image,
-    /// The initial RAM disk, if any.
-    pub initrd: Option<&'a Image>,
     /// The kernel's command line.
     pub cmdline: &'a str,
     /// The memory map, by ascending address.
@@ -32,8 +29,7 @@ pub struct DirectBoot<'a> {
     pub rsdp: u64,
     /// How many bits a physical address has on the guest's CPUs.
     pub address_bits: u32,
-    /// A guest has run in this memory already: what a kernel expects to be 0 isn't. The rest keeps what it holds, as RAM
-    /// does over a reset.
+    /// A guest has run in this memory already. It keeps what it holds, as RAM does over a reset.
     pub used: bool,
 }
 
@@ -48,37 +44,62 @@ pub(super) struct Loaded {
     pub header: setup_header,
 }
 
-/// Puts everything into `memory`, which is all zeros, or has been [`DirectBoot::used`]. Touches no page more than it must.
+/// A kernel in guest memory with its initrd, not told of its machine yet.
+#[derive(Debug)]
+pub struct Placed {
+    entry: u64,
+    header: setup_header,
+}
+
+/// Puts a bzImage or a 64-bit ELF file, and its initrd if any, into `memory`, which is all zeros, or has been `used` by a guest. Touches
+/// no page more than it must.
 ///
 /// # Errors
 /// No kernel, or something doesn't fit. The text names the file, and what it is instead or how much it needs.
-pub fn load(memory: &GuestMemory, boot: &DirectBoot<'_>) -> Result<Entry> {
+pub fn place(
+    memory: &GuestMemory,
+    kernel: &Image,
+    initrd: Option<&Image>,
+    used: bool,
+) -> Result<Placed> {
+    let loaded = match bzimage::load(kernel, memory, used)? {
+        Some(loaded) => loaded,
+        None => match elf::load(kernel, memory, used)? {
+            Some(loaded) => loaded,
+            None => bail!("{kernel} is not a kernel: {}", kernel.guess()?),
+        },
+    };
+    let mut header = loaded.header;
+    if let Some(initrd) = initrd {
+        load_initrd(memory, initrd, used, loaded.end, &mut header)?;
+    }
+    Ok(Placed {
+        entry: loaded.entry,
+        header,
+    })
+}
+
+/// Writes what a kernel in `memory` looks at first, all of it below 1 MiB.
+///
+/// # Errors
+/// Something doesn't fit. The text says how much room there is.
+pub fn prepare(memory: &GuestMemory, placed: &Placed, boot: &DirectBoot<'_>) -> Result<Entry> {
     if boot.used {
         // Interrupt vectors and the BIOS's variables, which firmware would have set up anew.
         memory.zero(0, PAGE)?;
     }
     memory.write_object(BDA_EBDA, (EBDA >> 4) as u16)?;
     memory.write_object(BDA_BASE_KIB, (EBDA >> 10) as u16)?;
-    let loaded = match bzimage::load(boot.kernel, memory, boot.used)? {
-        Some(loaded) => loaded,
-        None => match elf::load(boot.kernel, memory, boot.used)? {
-            Some(loaded) => loaded,
-            None => bail!("{} is not a kernel: {}", boot.kernel, boot.kernel.guess()?),
-        },
-    };
     let mut params = boot_params {
-        hdr: loaded.header,
+        hdr: placed.header,
         acpi_rsdp_addr: boot.rsdp,
         ..Default::default()
     };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     write_cmdline(memory, boot.cmdline, &mut params.hdr)?;
-    if let Some(initrd) = boot.initrd {
-        load_initrd(memory, initrd, boot.used, loaded.end, &mut params.hdr)?;
-    }
     write_e820(boot.e820, &mut params)?;
     memory.write(BOOT_PARAMS, params.as_slice())?;
-    Entry::prepare(memory, loaded.entry, boot.address_bits)
+    Entry::prepare(memory, placed.entry, boot.address_bits)
         .context("Cannot prepare the guest's first CPU")
 }
 

@@ -18,5 +18,5 @@ mod tests;
 pub use bootrom::{BOOTROM_MAX, Files, Firmware};
 pub use entry::Entry;
 pub use image::Image;
-pub use linux::{DirectBoot, load};
+pub use linux::{DirectBoot, Placed, place, prepare};
 pub use path::{directory_of, open_regular};

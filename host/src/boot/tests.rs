@@ -19,10 +19,19 @@ fn open(bytes: &[u8]) -> Image {
     Image::open("kernel", file(bytes).path()).unwrap()
 }
 
-fn boot<'a>(kernel: &'a Image, initrd: Option<&'a Image>, cmdline: &'a str) -> DirectBoot<'a> {
+/// As the host does it, in one go.
+fn load(
+    memory: &GuestMemory,
+    kernel: &Image,
+    initrd: Option<&Image>,
+    boot: &DirectBoot<'_>,
+) -> anyhow::Result<Entry> {
+    let placed = place(memory, kernel, initrd, boot.used)?;
+    prepare(memory, &placed, boot)
+}
+
+fn boot(cmdline: &str) -> DirectBoot<'_> {
     DirectBoot {
-        kernel,
-        initrd,
         cmdline,
         e820: &[],
         rsdp: 0xe_0000,
@@ -35,7 +44,7 @@ fn refusal(kernel: &Image, initrd: Option<&Image>, cmdline: &str) -> String {
     let memory = GuestMemory::new(8 * MIB).unwrap();
     format!(
         "{:#}",
-        load(&memory, &boot(kernel, initrd, cmdline)).unwrap_err()
+        load(&memory, kernel, initrd, &boot(cmdline)).unwrap_err()
     )
 }
 
@@ -149,9 +158,11 @@ fn a_bzimage_gets_its_initrd_and_zero_page() {
     }];
     let entry = load(
         &memory,
+        &kernel,
+        Some(&initrd),
         &DirectBoot {
             e820: &map,
-            ..boot(&kernel, Some(&initrd), "quiet")
+            ..boot("quiet")
         },
     )
     .unwrap();
@@ -207,9 +218,9 @@ fn a_restart_zeroes_what_the_kernel_expects_and_keeps_the_rest() {
     let kernel = open(&elf(b"code", 2 * MIB, 0x3010));
     let direct = DirectBoot {
         used: true,
-        ..boot(&kernel, None, "")
+        ..boot("")
     };
-    load(&memory, &direct).unwrap();
+    load(&memory, &kernel, None, &direct).unwrap();
     let bytes = |at: u64, len: usize| {
         let mut bytes = vec![0; len];
         memory.read(at, &mut bytes).unwrap();
@@ -242,11 +253,8 @@ fn an_elf_program_runs_in_64_bit_mode() {
     let kernel = open(&elf(&code, 2 * MIB, 0x1000));
     let mut vcpu = vm.create_vcpu(0, &cores(1)).unwrap();
     for used in [false, true] {
-        let direct = DirectBoot {
-            used,
-            ..boot(&kernel, None, "Zz")
-        };
-        let entry = load(vm.memory(), &direct).unwrap();
+        let direct = DirectBoot { used, ..boot("Zz") };
+        let entry = load(vm.memory(), &kernel, None, &direct).unwrap();
         entry.apply(0, &mut vcpu).unwrap();
         let mut ports = Ports(Vec::new(), vcpu.kick_handle());
         let exit = vcpu.run(&mut ports).unwrap();

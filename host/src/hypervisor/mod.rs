@@ -156,11 +156,12 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// A VM that is being made, see [`Vm::begin`].
     type Begun: Send;
 
-    /// Begins to make a VM: what takes long and needs nothing of the VM file, so that it can be done while that is read.
+    /// Begins to make a VM: what takes long and needs nothing of the VM file goes on while that is read. Returns at once.
     fn begin() -> Self::Begun;
 
     /// Makes of `begun` the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them) made of what `backing` says, in the
-    /// order that is cheapest for this hypervisor. It makes the memory too, since some hypervisors own it.
+    /// order that is cheapest for this hypervisor. It makes the memory too, since some hypervisors own it, and calls `early` as soon
+    /// as that can be filled, which may be long before the VM is done.
     ///
     /// # Errors
     /// No hypervisor, no permission, a size that [`crate::memory::check_size`] refuses, or out of resources: the
@@ -170,6 +171,7 @@ pub trait Vm: Send + Sync + Sized + 'static {
         name: &str,
         memory: u64,
         backing: &backing::Backing,
+        early: impl FnOnce(&Arc<GuestMemory>),
     ) -> anyhow::Result<Self>;
 
     /// The guest's RAM.

@@ -50,7 +50,8 @@ pub(crate) fn cores(cpus: u8) -> CpuModel {
 
 /// A VM with `program` loaded, or `None` (and why, on standard output) where no hypervisor is to be had.
 pub(crate) fn vm(test: &str, program: &[u8]) -> Option<Backend> {
-    match Backend::create(Backend::begin(), "test", RAM, &backing::Backing::default()) {
+    let (begun, backing) = (Backend::begin(), backing::Backing::default());
+    match Backend::create(begun, "test", RAM, &backing, |_| {}) {
         Ok(vm) => {
             vm.memory().write(ENTRY, program).unwrap();
             Some(vm)
@@ -460,7 +461,8 @@ fn memory_beyond_the_machine_is_refused_before_a_vm_exists() {
             Backend::begin(),
             "big",
             1 << 50,
-            &backing::Backing::default()
+            &backing::Backing::default(),
+            |_| unreachable!("there is no such memory"),
         )
         .unwrap_err()
     );

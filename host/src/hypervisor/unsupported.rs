@@ -26,7 +26,13 @@ impl Vm for UnsupportedVm {
 
     fn begin() {}
 
-    fn create((): (), name: &str, _: u64, _: &Backing) -> Result<Self> {
+    fn create(
+        (): (),
+        name: &str,
+        _: u64,
+        _: &Backing,
+        _: impl FnOnce(&Arc<GuestMemory>),
+    ) -> Result<Self> {
         bail!(
             "Cannot create VM {name}: the hypervisor of {} is not supported yet; use Linux with KVM",
             std::env::consts::OS

@@ -41,7 +41,7 @@ pub struct FakeVm {
 
 impl Default for FakeVm {
     fn default() -> Self {
-        Self::create((), "fake", 64 << 20, &Backing::default()).unwrap()
+        Self::create((), "fake", 64 << 20, &Backing::default(), |_| {}).unwrap()
     }
 }
 
@@ -79,7 +79,13 @@ impl Vm for FakeVm {
 
     fn begin() {}
 
-    fn create((): (), _: &str, memory: u64, _: &Backing) -> Result<Self> {
+    fn create(
+        (): (),
+        _: &str,
+        memory: u64,
+        _: &Backing,
+        _: impl FnOnce(&Arc<GuestMemory>),
+    ) -> Result<Self> {
         Ok(Self {
             seen: Mutex::default(),
             memory: Arc::new(GuestMemory::new(memory)?),

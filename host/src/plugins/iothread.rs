@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use vmm_abi::device::EVENT_TIMER;
 
 use super::instance::Instance;
+use crate::thread;
 
 /// An object's token, with the object's number: what a watch or timer belongs to.
 type Key = (u64, u64);
@@ -59,9 +60,7 @@ impl IoThread {
             epoch: Instant::now(),
         });
         let served = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("io".to_owned())
-            .spawn(move || served.run())?;
+        let thread = thread::spawn("io", move || served.run())?;
         Ok(Self {
             shared,
             thread: Some(thread),

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
 use super::guest::Images;
+use super::placing::{KernelFiles, Placing};
 use super::watched::Watched;
 use super::{Begun, Mailbox, Message, Objects, Vm, signals};
 use crate::config::{BackendConfig, DebugConfig, DeviceConfig, OnFault, VmConfig};
@@ -27,6 +29,7 @@ use crate::plugins::memory_table::MemoryRecord;
 use crate::plugins::object::{Backends, Object};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::wiring::Isa;
+use crate::thread;
 use crate::vcpu::VcpuSet;
 
 pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<Vm> {
@@ -40,15 +43,12 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
     signals::deliver(&mailbox)?;
     let images = Images::open(&config.boot)?;
     let debug_port = Arc::new(DebugPort::new(debug_output(&config)?));
+    let making = Making::begin(begun, &config, images.kernel())?;
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
-    let hypervisor = Arc::new(Backend::create(
-        begun,
-        &config.name,
-        config.memory_bytes,
-        &config.backing,
-    )?);
+    let (hypervisor, placing) = making.made()?;
+    let hypervisor = Arc::new(hypervisor);
     let cpus = u32::from(config.cpus);
     let topology = config.cpu_model.topology;
     let max = hypervisor.max_vcpus();
@@ -95,7 +95,7 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
             isa.extend(connect(&machine, device, made).with_context(place)?);
         }
     }
-    let guest = images.place(&hypervisor, &machine, &config)?;
+    let guest = images.place(placing, &hypervisor, &machine, &config)?;
     timeline.mark(Mark::DevicesCreated);
 
     let vcpus = (0..cpus)
@@ -129,6 +129,32 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
         spoke,
         asked_to_stop: false,
     })
+}
+
+/// The VM on its way, on a thread of its own: the hypervisor mostly waits meanwhile.
+struct Making(JoinHandle<Result<(Backend, Option<Placing>)>>);
+
+impl Making {
+    /// Begins. As soon as there is memory, `kernel` is placed in it, on a thread of its own if there is one.
+    fn begin(begun: Begun, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) -> Result<Self> {
+        let (name, bytes) = (config.name.clone(), config.memory_bytes);
+        let backing = config.backing.clone();
+        let make = move || {
+            let mut placing = None;
+            let vm = Backend::create(begun, &name, bytes, &backing, |memory| {
+                placing = kernel.and_then(|files| Placing::begin(files, memory.clone()).ok());
+            })?;
+            Ok((vm, placing))
+        };
+        let thread = thread::spawn("hypervisor", make);
+        Ok(Self(thread.context("The system has no thread left")?))
+    }
+
+    fn made(self) -> Result<(Backend, Option<Placing>)> {
+        self.0
+            .join()
+            .map_err(|_| anyhow!("The thread that makes the VM has panicked"))?
+    }
 }
 
 /// Where `[main] debug_port` sends what firmware says.

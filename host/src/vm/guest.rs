@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::placing::{KernelFiles, Placing};
 use crate::boot::{self, DirectBoot, Files, Firmware, Image};
 use crate::config::{Boot, BootKernel, Bootrom, DirectKernel, FwCfgContents, FwCfgFile, VmConfig};
 use crate::hypervisor::cpuid::CpuidProfile;
@@ -16,8 +17,7 @@ use crate::vcpu::VcpuSet;
 /// Files that are opened before anything is created, so that a wrong name costs nothing.
 pub(super) enum Images {
     Kernel {
-        kernel: Image,
-        initrd: Option<Image>,
+        files: Arc<KernelFiles>,
         cmdline: String,
     },
     Bootrom(Bootrom),
@@ -26,8 +26,9 @@ pub(super) enum Images {
 /// As [`Images`], in a VM.
 pub(super) enum Guest<V: Vm> {
     Kernel {
-        kernel: Image,
-        initrd: Option<Image>,
+        files: Arc<KernelFiles>,
+        /// For the first start, unless there was no thread to do it.
+        placing: Option<Placing>,
         cmdline: String,
         smbios: smbios::Blobs,
         address_bits: u32,
@@ -57,15 +58,23 @@ impl Images {
             .map(|path| Image::open("initrd", path))
             .transpose()?;
         Ok(Self::Kernel {
-            kernel,
-            initrd,
+            files: Arc::new(KernelFiles { kernel, initrd }),
             cmdline: cmdline.clone(),
         })
+    }
+
+    /// What direct boot puts into memory.
+    pub fn kernel(&self) -> Option<Arc<KernelFiles>> {
+        match self {
+            Self::Kernel { files, .. } => Some(Arc::clone(files)),
+            Self::Bootrom(_) => None,
+        }
     }
 
     /// Gives the guest firmware and what it can ask for. After the devices are there.
     pub fn place<V: Vm>(
         self,
+        placing: Option<Placing>,
         vm: &Arc<V>,
         machine: &Arc<Machine<V>>,
         config: &VmConfig,
@@ -79,13 +88,9 @@ impl Images {
         let items = items(vm, machine, config, &order, &smbios(true))?;
         machine.add_fw_cfg(FwCfg::new(items, Arc::clone(vm.memory())))?;
         Ok(match self {
-            Self::Kernel {
-                kernel,
-                initrd,
-                cmdline,
-            } => Guest::Kernel {
-                kernel,
-                initrd,
+            Self::Kernel { files, cmdline } => Guest::Kernel {
+                files,
+                placing,
                 cmdline,
                 smbios: smbios(false),
                 address_bits: address_bits(&cpu),
@@ -192,20 +197,20 @@ fn boot_list<V: Vm>(machine: &Machine<V>, config: &VmConfig, order: &[String]) -
 impl<V: Vm> Guest<V> {
     /// Makes parked CPUs in power-on state ready to start. `restart`: a guest has run in this memory already.
     pub fn load<C: Vcpu + 'static>(
-        &self,
+        &mut self,
         machine: &Machine<V>,
         vm: &Arc<V>,
         vcpus: &VcpuSet<C>,
         restart: bool,
     ) -> Result<()> {
-        let (kernel, initrd, cmdline, smbios, address_bits) = match self {
+        let (files, placing, cmdline, smbios, address_bits) = match self {
             Self::Kernel {
-                kernel,
-                initrd,
+                files,
+                placing,
                 cmdline,
                 smbios,
                 address_bits,
-            } => (kernel, initrd, cmdline, smbios, *address_bits),
+            } => (files, placing.take(), cmdline, smbios, *address_bits),
             Self::Firmware(firmware) => {
                 firmware.reset();
                 return Ok(());
@@ -215,16 +220,18 @@ impl<V: Vm> Guest<V> {
         machine.assign_resources()?;
         let rsdp = machine.write_acpi(memory)?;
         machine.write_smbios(memory, smbios)?;
+        let placed = match placing {
+            Some(placing) => placing.placed()?,
+            None => files.place(memory, restart)?,
+        };
         let direct = DirectBoot {
-            kernel,
-            initrd: initrd.as_ref(),
             cmdline,
             e820: &e820::map(memory),
             rsdp,
             address_bits,
             used: restart,
         };
-        let entry = boot::load(memory, &direct)?;
+        let entry = boot::prepare(memory, &placed, &direct)?;
         vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
     }
 }

@@ -7,6 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::{Mailbox, Message};
+use crate::thread;
 
 /// Presses the NMI button.
 pub(super) const NMI_BUTTON: i32 = SIGUSR2;
@@ -29,9 +30,7 @@ pub(super) fn deliver(mailbox: &Mailbox) -> Result<()> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(deliver)?;
+    thread::spawn("signals", deliver)?;
     Ok(())
 }
 

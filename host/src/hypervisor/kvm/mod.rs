@@ -14,7 +14,7 @@ use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Builder;
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
@@ -37,6 +37,7 @@ use super::rom::Rom;
 use super::topology::APIC_ID_MAX;
 use super::{CpuModel, Doorbell, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
+use crate::thread;
 use routing::Routing;
 
 /// Three pages for real-mode emulation on old Intel CPUs (`KVM_SET_TSS_ADDR`), and one for its page table, in the
@@ -73,13 +74,20 @@ impl Vm for KvmVm {
     type Begun = KvmBegun;
 
     fn begin() -> KvmBegun {
-        KvmBegun(make())
+        KvmBegun(thread::spawn("kvm", make))
     }
 
-    fn create(begun: KvmBegun, name: &str, memory: u64, backing: &Backing) -> Result<Self> {
+    fn create(
+        begun: KvmBegun,
+        name: &str,
+        memory: u64,
+        backing: &Backing,
+        early: impl FnOnce(&Arc<GuestMemory>),
+    ) -> Result<Self> {
         let describe = || format!("Cannot create VM {name}");
         let memory = Arc::new(GuestMemory::with(memory, backing).with_context(describe)?);
-        let (kvm, fd) = begun.0.with_context(describe)?;
+        early(&memory);
+        let (kvm, fd) = begun.made().with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
         take_unknown_msrs(&kvm, &fd).with_context(describe)?;
@@ -231,9 +239,18 @@ impl Vm for KvmVm {
     }
 }
 
-/// A VM without anything in it, if there could be one.
+/// A VM without anything in it, once its thread has made it; or why there is no thread.
 #[derive(Debug)]
-pub struct KvmBegun(Result<(Kvm, VmFd)>);
+pub struct KvmBegun(std::io::Result<JoinHandle<Result<(Kvm, VmFd)>>>);
+
+impl KvmBegun {
+    fn made(self) -> Result<(Kvm, VmFd)> {
+        self.0
+            .context("The system has no thread left")?
+            .join()
+            .map_err(|_| anyhow!("The thread that makes it has panicked"))?
+    }
+}
 
 /// KVM_CREATE_VM may wait for grace periods of the kernel's RCU, milliseconds each.
 fn make() -> Result<(Kvm, VmFd)> {
@@ -430,7 +447,7 @@ fn drop_missed_ticks(vm: OwnedFd) {
             log::warn!("KVM refused to drop the PIT's missed ticks: {error}");
         }
     };
-    if let Err(error) = Builder::new().name("pit-ticks".to_owned()).spawn(set) {
+    if let Err(error) = thread::spawn("pit-ticks", set) {
         log::warn!("The PIT's missed ticks can't be dropped without a thread: {error}");
     }
 }

@@ -7,13 +7,14 @@ mod calendar;
 mod registers;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::registers::Registers;
 use crate::hypervisor::Vm;
 use crate::memory::{GuestMemory, HIGH_START};
 use crate::pci::IrqPin;
+use crate::thread;
 
 /// Index port; data is the next.
 pub const RTC_PORT: u16 = 0x70;
@@ -26,8 +27,6 @@ pub(super) const RTC_IRQ: u8 = 8;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// How long the thread stays when no interrupt is enabled any more: guests often enable one again at once.
 const LINGER: Duration = Duration::from_secs(1);
-/// Its stack: it calls nothing but the hypervisor and the log.
-const STACK: usize = 128 << 10;
 
 struct State {
     registers: Registers,
@@ -124,10 +123,7 @@ impl<V: Vm> Rtc<V> {
             self.shared.changed.notify_one();
         } else if state.registers.enabled() {
             let shared = Arc::clone(&self.shared);
-            let thread = Builder::new()
-                .name("rtc".to_owned())
-                .stack_size(STACK)
-                .spawn(move || shared.tick());
+            let thread = thread::spawn("rtc", move || shared.tick());
             match thread {
                 Ok(thread) => (state.thread, state.ticking) = (Some(thread), true),
                 Err(error) if !state.refused => {
