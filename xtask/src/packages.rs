@@ -117,8 +117,95 @@ fn update() -> Result<()> {
 /// Unpacks packages into a directory of their own, without installing them. What is there from
 /// an earlier run is kept.
 pub fn unpack(packages: &[&str], into: &Path) -> Result<()> {
+    once(&packages.join(" "), into, |download| {
+        let mut arguments = vec!["download"];
+        arguments.extend(packages);
+        let mut outcome = run_apt(&arguments, download)?;
+        if outcome.code() != Some(0) {
+            update()?;
+            outcome = run_apt(&arguments, download)?;
+        }
+        Ok(outcome)
+    })
+}
+
+/// Unpacks a package of another Debian release, with all that it needs to run, into a directory of
+/// its own. Neither this machine's packages nor its lists change.
+pub fn unpack_of_release(release: &str, package: &str, into: &Path) -> Result<()> {
+    once(&format!("{package} of {release}"), into, |download| {
+        let archive = archive()?;
+        for directory in ["state/lists/partial", "archives/partial"] {
+            std::fs::create_dir_all(download.join(directory))?;
+        }
+        // Nothing counts as installed, so that everything comes.
+        std::fs::write(download.join("status"), "")?;
+        let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        std::fs::write(
+            download.join("sources"),
+            format!("deb [signed-by={keys}] {archive} {release} main\n"),
+        )?;
+        let place = |key: &str, name: &str| format!("{key}={}", download.join(name).display());
+        let options = [
+            place("Dir::State", "state"),
+            place("Dir::State::status", "status"),
+            place("Dir::Cache", "."),
+            place("Dir::Cache::archives", "archives"),
+            place("Dir::Etc::sourcelist", "sources"),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            "Debug::NoLocking=1".to_owned(),
+            format!("APT::Sandbox::User={}", user()),
+        ];
+        let mut base: Vec<&str> = Vec::new();
+        for option in &options {
+            base.extend(["-o", option.as_str()]);
+        }
+        let outcome = run_apt(&[base.as_slice(), &["update"]].concat(), download)?;
+        if outcome.code() != Some(0) {
+            return Ok(outcome);
+        }
+        base.extend(["install", "--yes", "--download-only"]);
+        base.extend(["--no-install-recommends", package]);
+        run_apt(&base, download)
+    })
+}
+
+/// Who downloads: apt gives root's downloads to a user of its own, who may not write here.
+fn user() -> &'static str {
+    match rustix::process::geteuid().is_root() {
+        true => "root",
+        false => "",
+    }
+}
+
+/// Where this machine gets Debian's packages from.
+fn archive() -> Result<String> {
+    let outcome = process::bounded(
+        Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(LABEL) $(COMPONENT)",
+            "Created-By: Packages",
+        ]),
+        PATIENCE,
+        false,
+    )
+    .context("this needs a Debian system with apt-get")?;
+    let found = outcome
+        .output
+        .lines()
+        .find_map(|line| line.strip_suffix(" Debian main"));
+    found
+        .map(str::to_owned)
+        .context("apt-get knows no archive of Debian; run `apt-get update`")
+}
+
+/// Has `fetch` download packages below a directory, and unpacks them, unless that is done.
+fn once(
+    wanted: &str,
+    into: &Path,
+    fetch: impl FnOnce(&Path) -> Result<process::Outcome>,
+) -> Result<()> {
     let done = into.join(".unpacked");
-    let wanted = packages.join(" ");
     if std::fs::read_to_string(&done).is_ok_and(|text| text == wanted) {
         return Ok(());
     }
@@ -132,36 +219,44 @@ pub fn unpack(packages: &[&str], into: &Path) -> Result<()> {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
     }
-    let mut arguments = vec!["download"];
-    arguments.extend(packages);
-    let mut outcome = run_apt(&arguments, &download)?;
-    if outcome.code() != Some(0) {
-        update()?;
-        outcome = run_apt(&arguments, &download)?;
-    }
+    let outcome = fetch(&download)?;
     if outcome.code() != Some(0) {
         bail!(
-            "apt-get download {wanted}: {}\n{}",
+            "apt-get did not download {wanted}: {}\n{}",
             outcome.ending(),
             outcome.tail(10)
         );
     }
-    for entry in std::fs::read_dir(&download)? {
-        let file = entry?.path();
-        let outcome = process::bounded(
-            Command::new("dpkg-deb").arg("-x").arg(&file).arg(into),
-            PATIENCE,
-            false,
-        )?;
-        if outcome.code() != Some(0) {
-            bail!(
-                "dpkg-deb -x {}: {}\n{}",
-                file.display(),
-                outcome.ending(),
-                outcome.tail(10)
-            );
+    let mut count = 0;
+    for directory in [&download, &download.join("archives")] {
+        for entry in std::fs::read_dir(directory).into_iter().flatten() {
+            let file = entry?.path();
+            if file.extension().is_some_and(|name| name == "deb") {
+                extract(&file, into)?;
+                count += 1;
+            }
         }
+    }
+    if count == 0 {
+        bail!("apt-get downloaded nothing for {wanted}");
     }
     std::fs::remove_dir_all(&download)?;
     std::fs::write(&done, wanted).with_context(|| format!("cannot write {}", done.display()))
+}
+
+fn extract(package: &Path, into: &Path) -> Result<()> {
+    let outcome = process::bounded(
+        Command::new("dpkg-deb").arg("-x").arg(package).arg(into),
+        PATIENCE,
+        false,
+    )?;
+    if outcome.code() != Some(0) {
+        bail!(
+            "dpkg-deb -x {}: {}\n{}",
+            package.display(),
+            outcome.ending(),
+            outcome.tail(10)
+        );
+    }
+    Ok(())
 }

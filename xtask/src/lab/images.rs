@@ -80,6 +80,8 @@ pub struct Lab {
     pub vmlinux: PathBuf,
     /// A FAT file system for firmware's own shell.
     pub esp: PathBuf,
+    /// A disk with the firmware test suite.
+    pub fwts: PathBuf,
     /// Level 1's initial root.
     pub level1: PathBuf,
     /// The build that is tested.
@@ -90,7 +92,7 @@ pub struct Lab {
     modules: PathBuf,
 }
 
-fn fresh(directory: &Path) -> Result<()> {
+pub fn fresh(directory: &Path) -> Result<()> {
     if directory.exists() {
         fs::remove_dir_all(directory)
             .with_context(|| format!("cannot clear {}", directory.display()))?;
@@ -98,7 +100,7 @@ fn fresh(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -107,7 +109,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy_executable(from: &Path, to: &Path) -> Result<()> {
+pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
     copy(from, to)?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     Ok(())
@@ -154,6 +156,7 @@ impl Lab {
             initrd: directory.join("initrd"),
             root: directory.join("root.img"),
             esp: directory.join("esp.img"),
+            fwts: super::fwts::disk(&directory)?,
             level1: directory.join("level1"),
             modules: unpacked.join(format!("lib/modules/{version}/kernel")),
             version,
@@ -383,7 +386,7 @@ impl Lab {
             copy(&job.file, &tree.join("lab").join(name))?;
         }
         self.stage_guest(&tree.join("lab"))?;
-        for disk in ["root.img", "esp.img"] {
+        for disk in ["root.img", "esp.img", "fwts.img"] {
             succeed(
                 Command::new(packages::program("gzip", "gzip")?)
                     .args(["-1", "-f"])
@@ -423,6 +426,7 @@ impl Lab {
             copy(&self.unpacked.join(name), &into.join(file))?;
         }
         copy(&self.esp, &into.join("esp.img"))?;
+        copy(&self.fwts, &into.join("fwts.img"))?;
         fs::write(into.join("keep.img"), vec![0x6b; 1 << 20])?;
         copy(&self.vmlinuz, &into.join("vmlinuz"))?;
         copy(&self.vmlinux, &into.join("vmlinux"))?;

@@ -8,6 +8,7 @@ pub mod cpio;
 mod debian;
 mod direct;
 mod esp;
+mod fwts;
 mod images;
 mod job;
 pub mod level1;
