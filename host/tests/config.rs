@@ -145,7 +145,7 @@ fn a_file_that_is_no_text_is_refused() {
         ("plugins", "error: plugins: Is a directory"),
         (
             "/dev/zero",
-            "error: /dev/zero: not a VM file: it has more than 4194304 bytes",
+            "error: /dev/zero: not a VM file: it has more than 67108864 bytes",
         ),
     ] {
         let ran = scene.run(&["check", file]);

@@ -40,8 +40,8 @@ use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::search::{Origin, SearchOptions, search};
 
-/// No VM file is longer; what is was given by mistake.
-const FILE_MAX: u64 = 4 << 20;
+/// No VM file is longer, even if it has data for the guest in it; what is was given by mistake.
+const FILE_MAX: u64 = 64 << 20;
 
 const TABLES: [&str; 8] = [
     "main",
