@@ -160,8 +160,8 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
         "vm.toml",
         format!("{MAIN}{disks}[seedling]\nuser-data = \"hello\"\n"),
     );
-    let loaded =
-        vmm_host::config::load(&file, &options).unwrap_or_else(|report| panic!("{report}"));
+    let loaded = vmm_host::config::load(std::slice::from_ref(&file), &options)
+        .unwrap_or_else(|report| panic!("{report}"));
     let given: Vec<String> = loaded
         .config
         .backends
@@ -178,7 +178,7 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
     assert_eq!(given, expected);
 
     let file = scene.write("vm.toml", format!("{MAIN}{disks}"));
-    let report = vmm_host::config::load(&file, &options)
+    let report = vmm_host::config::load(std::slice::from_ref(&file), &options)
         .unwrap_err()
         .to_string();
     assert_eq!(
