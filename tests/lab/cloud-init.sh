@@ -1,6 +1,6 @@
 # Real cloud-init in a Debian system takes its data from the volume of a cloudinit block_dev, and applies it.
 # lab: firmware
-# lab: limit 900
+# lab: limit 1500
 # lab: disks
 # lab: sees seeded login:
 # lab: sees GUEST-DONE 0
@@ -10,11 +10,11 @@ host=$!
 exec 3>/tmp/keys
 tail -f /tmp/console &
 shown=$!
-wait_for 'login:' 400 /tmp/console
+wait_for 'login:' 700 /tmp/console
 echo root >&3
-wait_for 'root@' 120 /tmp/console
+wait_for 'root@' 300 /tmp/console
 echo '/lab/check-seed; echo "GUEST-DONE $?"; systemctl poweroff' >&3
-(sleep 400; kill -KILL $host 2>/dev/null) &
+(sleep 600; kill -KILL $host 2>/dev/null) &
 wait $host
 code=$?
 sleep 1
