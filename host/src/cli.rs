@@ -16,6 +16,7 @@ use crate::hypervisor::{Backend, Vm as _};
 use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
+use crate::vm::Launch;
 
 /// The exit code of a VM that could not be built or failed while it ran.
 pub const EXIT_FAILURE: u8 = 1;
@@ -63,6 +64,10 @@ pub struct Arguments {
     /// Search this directory for plugins, before all others; may be repeated
     #[arg(long, value_name = "DIR", global = true)]
     plugin_path: Vec<PathBuf>,
+
+    /// Print what devices and backends have counted on stderr when the VM ends; SIGUSR1 does so at any time
+    #[arg(long)]
+    stats: bool,
 
     /// How much to log on stderr; overrides RUST_LOG [default: info]
     #[arg(long, value_name = "LEVEL", global = true, ignore_case = true)]
@@ -124,12 +129,16 @@ fn version() -> String {
 /// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` while it is read.
 pub fn main<T>(
     begin: impl FnOnce() -> T,
-    run: impl FnOnce(T, Loaded, Instant) -> anyhow::Result<u8>,
+    run: impl FnOnce(T, Loaded, Launch) -> anyhow::Result<u8>,
 ) -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     refuse_both(&arguments);
     start_log(arguments.log_level, started);
+    let launch = Launch {
+        started,
+        statistics: arguments.stats,
+    };
     let options = SearchOptions::of_process(arguments.plugin_path);
     let code = match arguments.command {
         Some(Command::Check { files }) => check(&files, &options),
@@ -138,7 +147,7 @@ pub fn main<T>(
         None => {
             let (begun, loaded) = together(begin, || accepted(&arguments.files, &options));
             loaded.map_or(EXIT_CONFIG, |loaded| {
-                run_file(loaded, |loaded| run(begun, loaded, started))
+                run_file(loaded, |loaded| run(begun, loaded, launch))
             })
         }
     };
