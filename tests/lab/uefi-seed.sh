@@ -1,9 +1,11 @@
-# Real cloud-init in a Debian system takes its data from the volume of a cloudinit block_dev, and applies it.
+# Real cloud-init in a Debian system takes its data from the volume of a cloudinit block_dev, and applies it. Level 1's
+# jobs share the Debian disk, which has another name afterwards: this one runs behind uefi-debian, by the order of names.
 # lab: firmware
 # lab: limit 1500
 # lab: disks
 # lab: sees seeded login:
 # lab: sees GUEST-DONE 0
+rm -f /tmp/keys /tmp/console
 mkfifo /tmp/keys
 vmm-host cloud-init-disk.toml </tmp/keys >/tmp/console 2>&1 &
 host=$!
