@@ -1,7 +1,7 @@
 //! The command line: what can be typed, and what each command prints and returns.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -15,18 +15,20 @@ use crate::hypervisor::{Backend, Vm as _};
 use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
+use crate::vm::Launch;
 
 /// The exit code of a VM that could not be built or failed while it ran.
 pub const EXIT_FAILURE: u8 = 1;
 /// The exit code for a VM file that is refused. (2 is a wrong command line, by clap.)
 pub const EXIT_CONFIG: u8 = 3;
 
-const USAGE: &str = "vmm-host [OPTIONS] <VM.toml>\n       vmm-host [OPTIONS] <COMMAND>";
+const USAGE: &str = "vmm-host [OPTIONS] <VM.toml>...\n       vmm-host [OPTIONS] <COMMAND>";
 
 const EXAMPLES: &str = "\
 Examples:
   vmm-host configs/hello.toml          run the self-test guest, console on this terminal
   vmm-host check vm.toml               check a VM file and its plugins, create nothing
+  vmm-host vm.toml site.toml           run vm.toml with what site.toml changes
   vmm-host plugins                     list the plugins that are found, and what was skipped
   vmm-host cpuid >> vm.toml            add this machine's CPUID profile, [cpuid.host], to a VM file
   vmm-host plugins NAME                the options of a plugin, driver or backend type
@@ -51,9 +53,9 @@ const CPUID_NOTE: &str = "\
 #[derive(Debug, Parser)]
 #[command(name = "vmm-host", version = version(), override_usage = USAGE, after_help = EXAMPLES, subcommand_negates_reqs = true, arg_required_else_help = true, max_term_width = 100)]
 pub struct Arguments {
-    /// The VM file to run
+    /// The VM file to run; those that follow are laid over it
     #[arg(value_name = "VM.toml", required = true)]
-    file: Option<PathBuf>,
+    files: Vec<PathBuf>,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -61,6 +63,10 @@ pub struct Arguments {
     /// Search this directory for plugins, before all others; may be repeated
     #[arg(long, value_name = "DIR", global = true)]
     plugin_path: Vec<PathBuf>,
+
+    /// Print what devices and backends have counted on stderr when the VM ends; SIGUSR1 does so at any time
+    #[arg(long)]
+    stats: bool,
 
     /// How much to log on stderr; overrides RUST_LOG [default: info]
     #[arg(long, value_name = "LEVEL", global = true, ignore_case = true)]
@@ -72,9 +78,9 @@ pub struct Arguments {
 enum Command {
     /// Check a VM file against the plugins found; nothing is created and no plugin is loaded
     Check {
-        /// The VM file to check
-        #[arg(value_name = "VM.toml")]
-        file: PathBuf,
+        /// The VM file to check; those that follow are laid over it
+        #[arg(value_name = "VM.toml", required = true)]
+        files: Vec<PathBuf>,
     },
     /// Print what this machine's CPUs tell a guest, as a CPUID profile to paste into a VM file
     Cpuid,
@@ -122,35 +128,41 @@ fn version() -> String {
 /// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` before it is read.
 pub fn main<T>(
     begin: impl FnOnce() -> T,
-    run: impl FnOnce(T, Loaded, Instant) -> anyhow::Result<u8>,
+    run: impl FnOnce(T, Loaded, Launch) -> anyhow::Result<u8>,
 ) -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
-    if arguments.command.is_some() && arguments.file.is_some() {
-        // clap could forbid it only together with options before a command.
-        let text = "a VM file to run and a command: give one of them";
-        Arguments::command()
-            .error(ErrorKind::ArgumentConflict, text)
-            .exit();
-    }
+    refuse_both(&arguments);
     start_log(arguments.log_level, started);
+    let launch = Launch {
+        started,
+        statistics: arguments.stats,
+    };
     let options = SearchOptions::of_process(arguments.plugin_path);
-    let code = match (arguments.command, arguments.file) {
-        (Some(Command::Check { file }), _) => check(&file, &options),
-        (Some(Command::Cpuid), _) => cpuid(),
-        (Some(Command::Plugins { name, markdown }), _) => {
-            plugins(name.as_deref(), markdown, &options)
-        }
-        (None, Some(file)) => {
+    let code = match arguments.command {
+        Some(Command::Check { files }) => check(&files, &options),
+        Some(Command::Cpuid) => cpuid(),
+        Some(Command::Plugins { name, markdown }) => plugins(name.as_deref(), markdown, &options),
+        None => {
             let begun = begin();
-            accepted(&file, &options).map_or(EXIT_CONFIG, |loaded| {
-                run_file(loaded, |loaded| run(begun, loaded, started))
+            accepted(&arguments.files, &options).map_or(EXIT_CONFIG, |loaded| {
+                run_file(loaded, |loaded| run(begun, loaded, launch))
             })
         }
-        // clap requires a file where there is no command.
-        (None, None) => EXIT_FAILURE,
     };
     ExitCode::from(code)
+}
+
+/// Ends the process if there are files to run and a command, which clap could forbid only together with options before a
+/// command. Behind a file, clap takes the command's name for that of another.
+fn refuse_both(arguments: &Arguments) {
+    let mut command = Arguments::command();
+    let named = |file: &PathBuf| command.find_subcommand(file).is_some();
+    let both = arguments.command.is_some() && !arguments.files.is_empty();
+    if both || arguments.files.iter().any(named) {
+        let text = "a VM file to run and a command: give one of them";
+        command.error(ErrorKind::ArgumentConflict, text).exit();
+    }
 }
 
 /// Lines such as `[  0.004] warn: text`: seconds since the start, which with `debug` make a timeline of the boot.
@@ -184,9 +196,9 @@ fn run_file(loaded: Loaded, run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> u
     })
 }
 
-/// Reads the VM file, prints what is wrong with it on stderr, and returns it if it can be run.
-fn accepted(file: &Path, options: &SearchOptions) -> Option<Loaded> {
-    match config::load(file, options) {
+/// Reads the VM files, prints what is wrong with them on stderr, and returns them if they can be run.
+fn accepted(files: &[PathBuf], options: &SearchOptions) -> Option<Loaded> {
+    match config::load(files, options) {
         Ok(loaded) => {
             if loaded.warnings.count(Severity::Warning) > 0 {
                 eprint!("{}", loaded.warnings);
@@ -200,14 +212,14 @@ fn accepted(file: &Path, options: &SearchOptions) -> Option<Loaded> {
     }
 }
 
-fn check(file: &Path, options: &SearchOptions) -> u8 {
-    let Some(loaded) = accepted(file, options) else {
+fn check(files: &[PathBuf], options: &SearchOptions) -> u8 {
+    let Some(loaded) = accepted(files, options) else {
         return EXIT_CONFIG;
     };
     let config = &loaded.config;
     print(&format!(
         "{}: good: VM {}, vCPUs {}, memory {} MiB, devices {}, backends {}\n",
-        file.display(),
+        config::title(files),
         config.name,
         config.cpus,
         config.memory_bytes >> 20,

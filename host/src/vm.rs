@@ -8,6 +8,7 @@ mod signals;
 mod watched;
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
@@ -21,9 +22,10 @@ use crate::hypervisor::{Backend, Vcpu, Vm as _, resident};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::machine::{DebugPort, Machine};
 use crate::plugins::device::Device;
-use crate::plugins::instance::Shared;
+use crate::plugins::instance::{Instance, Shared};
 use crate::plugins::iothread::IoThread;
 use crate::plugins::object::Object;
+use crate::plugins::statistics;
 use crate::plugins::wiring::Isa;
 use crate::vcpu::{Freezer, VcpuSet};
 use guest::Guest;
@@ -88,6 +90,15 @@ struct Objects {
     backends: Vec<Arc<Object>>,
 }
 
+impl Objects {
+    /// What each of them counts: devices first.
+    fn instances(&self) -> Vec<&'static Instance> {
+        let devices = self.devices.iter().map(Device::instance);
+        let backends = self.backends.iter().map(|backend| backend.instance());
+        devices.chain(backends).collect()
+    }
+}
+
 impl Drop for Objects {
     fn drop(&mut self) {
         self.devices.iter().for_each(Device::end);
@@ -117,6 +128,8 @@ struct Vm {
     /// Whether the guest has printed on a serial port.
     spoke: Arc<AtomicBool>,
     asked_to_stop: bool,
+    /// When the process began.
+    started: Instant,
 }
 
 /// What [`begin`] has begun.
@@ -127,20 +140,32 @@ pub fn begin() -> Begun {
     <Backend as crate::hypervisor::Vm>::begin()
 }
 
-/// Runs the VM of a checked file to its end and returns the exit code that the file names for how it ended. `started` is when
-/// the process began, for the timeline.
+/// How a VM is run, as far as its file does not say it.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch {
+    /// When the process began.
+    pub started: Instant,
+    /// Whether to print what devices and backends have counted when the VM has ended.
+    pub statistics: bool,
+}
+
+/// Runs the VM of a checked file to its end and returns the exit code that the file names for how it ended.
 ///
 /// # Errors
 /// The VM could not be built, or failed: the text names what and why.
-pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
-    let mut vm = build::build(begun, loaded.config, started)?;
+pub fn run(begun: Begun, loaded: Loaded, launch: Launch) -> Result<u8> {
+    let mut vm = build::build(begun, loaded.config, launch.started)?;
     let result = vm.start().and_then(|ended| match ended {
         Some(ending) => Ok(ending),
         None => vm.serve(),
     });
     let timeline = vm.timeline.clone();
     let (debug_port, spoke) = (vm.debug_port.clone(), vm.spoke.clone());
+    let instances = vm.objects.instances();
     vm.end();
+    if launch.statistics {
+        print_statistics(&instances, launch.started);
+    }
     let last_words = last_words(
         &debug_port,
         result.is_err() || !spoke.load(Ordering::Acquire),
@@ -157,6 +182,15 @@ pub fn run(begun: Begun, loaded: Loaded, started: Instant) -> Result<u8> {
         log::info!("{}", ending.why);
         ending.code
     })
+}
+
+/// Prints what devices and backends have counted on stderr, whatever the log's level.
+fn print_statistics(instances: &[&'static Instance], started: Instant) {
+    let lines = statistics::report(instances.iter().copied());
+    let seconds = started.elapsed().as_secs_f64();
+    let text = format!("statistics after {seconds:.3} s:\n{lines}end of statistics\n");
+    // In one piece, so that lines of the log stay outside. If stderr is gone, nobody reads them.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// What firmware said last on the debug port, if that is `wanted`: where nothing else tells how far the guest got. When no CPU
@@ -187,6 +221,7 @@ impl Vm {
                 Message::Released
                 | Message::Event(VmEvent::Reset)
                 | Message::Signal(signals::NMI_BUTTON) => {}
+                Message::Signal(signals::STATISTICS) => self.print_statistics(),
                 Message::Signal(signal) => {
                     let name = signals::name(signal);
                     return Ok(Some(
@@ -218,6 +253,10 @@ impl Vm {
                     self.machine.press_nmi_button();
                     Next::GoOn
                 }
+                Some(Message::Signal(signals::STATISTICS)) => {
+                    self.print_statistics();
+                    Next::GoOn
+                }
                 Some(Message::Signal(signal)) => self.signalled(signal),
                 Some(Message::Released) => Next::GoOn,
                 None if self.vcpus.find_halt() => self.handle(VmEvent::Halt, resets)?,
@@ -227,6 +266,10 @@ impl Vm {
                 return Ok(ending);
             }
         }
+    }
+
+    fn print_statistics(&self) {
+        print_statistics(&self.objects.instances(), self.started);
     }
 
     fn halted(&self, why: impl Into<String>) -> Ending {

@@ -81,6 +81,29 @@ fn the_self_test_passes_on_a_file() {
 }
 
 #[test]
+fn the_self_test_passes_on_a_volume_for_cloud_init() {
+    if !kvm("the_self_test_passes_on_a_volume_for_cloud_init") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.write("user-data", vec![b'\xff'; 10_000_000]);
+    let backend = disk("type = \"cloudinit\"");
+    let seed = "[cloudinit]\nuser-data-path = \"user-data\"\n";
+    let file = vm(
+        "checks=pci,block",
+        "exit_on_reboot = 1",
+        &format!("{backend}{seed}"),
+    );
+    let ran = scene.run(&file).exited(0).said("PASS");
+    assert!(ran.out.contains("read-only"), "{ran}");
+    std::fs::remove_file(scene.path("user-data")).unwrap();
+    scene
+        .run(&file)
+        .exited(3)
+        .logged("`user-data-path` in [cloudinit]: user-data can't be read: No such file");
+}
+
+#[test]
 fn images_that_cannot_be_used_are_named() {
     if !kvm("images_that_cannot_be_used_are_named") {
         return;

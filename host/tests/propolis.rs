@@ -78,7 +78,7 @@ bus = "pci"
 name = "colour"
 type = "string"
 [[block]]
-name = "cloudinit"
+name = "seedling"
 [[block.option]]
 name = "label"
 type = "string"
@@ -133,7 +133,7 @@ fn a_plugin_takes_the_place_of_what_is_known() {
         .stdout;
     for expected in [
         "Works on plan9 or vms only.",
-        "In [cloudinit], for all of them:",
+        "In [seedling], for all of them:",
     ] {
         assert!(shown.contains(expected), "{shown}");
     }
@@ -148,7 +148,7 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
             let address = name.bytes().map(|byte| byte - b'a' + 4).sum::<u8>();
             format!(
                 "[dev.{name}]\ndriver = \"pci-virtio-block\"\npci-path = \"0.{address}.0\"\nblock_dev = \"{name}\"\n\
-                 [block_dev.{name}]\ntype = \"cloudinit\"\nlabel = \"{name}\"\n"
+                 [block_dev.{name}]\ntype = \"seedling\"\nlabel = \"{name}\"\n"
             )
         })
         .concat();
@@ -158,10 +158,10 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
     };
     let file = scene.write(
         "vm.toml",
-        format!("{MAIN}{disks}[cloudinit]\nuser-data = \"hello\"\n"),
+        format!("{MAIN}{disks}[seedling]\nuser-data = \"hello\"\n"),
     );
-    let loaded =
-        vmm_host::config::load(&file, &options).unwrap_or_else(|report| panic!("{report}"));
+    let loaded = vmm_host::config::load(std::slice::from_ref(&file), &options)
+        .unwrap_or_else(|report| panic!("{report}"));
     let given: Vec<String> = loaded
         .config
         .backends
@@ -178,12 +178,27 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
     assert_eq!(given, expected);
 
     let file = scene.write("vm.toml", format!("{MAIN}{disks}"));
-    let report = vmm_host::config::load(&file, &options)
+    let report = vmm_host::config::load(std::slice::from_ref(&file), &options)
         .unwrap_err()
         .to_string();
     assert_eq!(
-        report.matches("needs a table [cloudinit]").count(),
+        report.matches("needs a table [seedling]").count(),
         2,
         "{report}"
     );
+}
+
+#[test]
+fn ten_megabytes_of_user_data_may_stand_in_the_vm_file() {
+    let scene = scene();
+    let line = "# \u{1f980} and so on, in more than one byte for a letter\n";
+    let text = line.repeat(10_000_000 / line.len());
+    let disk = "[block_dev.a]\ntype = \"cloudinit\"\n\
+        [dev.a]\ndriver = \"pci-virtio-block\"\npci-path = \"0.4.0\"\nblock_dev = \"a\"\n";
+    scene.write(
+        "vm.toml",
+        format!("{MAIN}{disk}[cloudinit]\nuser-data = \"\"\"\n{text}\"\"\"\n"),
+    );
+    let ran = scene.run(&["check", "vm.toml", "--plugin-path", "plugins"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
 }

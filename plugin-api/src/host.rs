@@ -96,11 +96,12 @@ impl std::ops::BitOr for Events {
 
 /// One MSI-X vector as a descriptor: raising it is one write, without a call into the host.
 #[derive(Clone, Copy, Debug)]
-pub struct Interrupt(BorrowedFd<'static>);
+pub struct Interrupt(BorrowedFd<'static>, Counter);
 
 impl Interrupt {
-    /// Raises the interrupt. Any thread.
+    /// Raises the interrupt, and counts it in the object's counter `interrupts`. Any thread.
     pub fn raise(&self) {
+        self.1.add(1);
         crate::eventfd::signal(self.0);
     }
 }
@@ -176,7 +177,8 @@ impl Host {
             &format!("MSI-X vector {vector}"),
         )?;
         // SAFETY: the host keeps the descriptor open for the object's life.
-        Ok(Interrupt(unsafe { BorrowedFd::borrow_raw(fd) }))
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok(Interrupt(fd, self.counter("interrupts")))
     }
 
     /// Drives an interrupt pin: an index into the description's pins, 0 for a PCI function's INTx. From start on, any thread.
@@ -291,7 +293,10 @@ impl Host {
             .map_or(0, |event| unsafe { (event.clock)(self.0.raw.ctx) })
     }
 
-    /// The object's counter `name`. A host without counters gives one that nobody reads.
+    /// The object's counter `name`, which the host shows with the others of the object. Names that differ in digits behind a
+    /// slash are one histogram: `latency/14` counts what took less than 2^14 nanoseconds and not less than 2^13. Block
+    /// backends have counters without asking (`reads`, `read_bytes`, `writes`, `write_bytes`, `flushes`, `discards`,
+    /// `write_zeroes`, `errors`, `latency`), devices `interrupts`. A host without counters gives one that nobody reads.
     #[must_use]
     pub fn counter(&self, name: &str) -> Counter {
         // SAFETY: a call by the table's contract; the cell is valid for the life of the process and only accessed atomically.

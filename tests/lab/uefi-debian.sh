@@ -5,6 +5,7 @@
 # lab: sees GRUB-UP
 # lab: sees lab login:
 # lab: sees GUEST-DONE 0
+rm -f /tmp/keys /tmp/console
 mkfifo /tmp/keys
 vmm-host debian-disk.toml </tmp/keys >/tmp/console 2>&1 &
 host=$!

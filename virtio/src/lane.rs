@@ -4,11 +4,11 @@
 //! wants something else of it leaves a note in the mailbox and rings the same doorbell.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use vmm_plugin_api::{Queue, QueueError};
+use vmm_plugin_api::{Counter, Queue, QueueError};
 
 use crate::QueueWorker;
 use crate::interrupt::{Interrupts, NO_VECTOR};
@@ -24,6 +24,10 @@ const LIVENESS: Timespec = Timespec {
 pub(crate) struct Lane {
     /// Counts notifications. Blocking, so that an idle thread waits with the one read that also takes the count.
     bell: OwnedFd,
+    /// The driver's notifications, as the host shows them.
+    notifications: Counter,
+    /// How many of the bell's count are not the driver's but tell of news in the mailbox.
+    notes: AtomicU64,
     /// There is news in the mailbox.
     attention: AtomicBool,
     mailbox: Mutex<Mailbox>,
@@ -54,9 +58,11 @@ struct Mailbox {
 }
 
 impl Lane {
-    pub(crate) fn new() -> std::io::Result<Self> {
+    pub(crate) fn new(notifications: Counter) -> std::io::Result<Self> {
         Ok(Self {
             bell: eventfd(0, EventfdFlags::CLOEXEC)?,
+            notifications,
+            notes: AtomicU64::new(0),
             attention: AtomicBool::new(false),
             mailbox: Mutex::default(),
             changed: Condvar::new(),
@@ -83,6 +89,7 @@ impl Lane {
         note(&mut self.lock());
         self.attention.store(true, Ordering::Release);
         self.changed.notify_all();
+        self.notes.fetch_add(1, Ordering::Relaxed);
         self.ring();
     }
 
@@ -141,7 +148,11 @@ impl Lane {
     fn wait_bell(&self) {
         let mut count = [0; 8];
         // EINTR and everything else: the caller looks at the queue, which does no harm.
-        let _ = rustix::io::read(&self.bell, &mut count);
+        if rustix::io::read(&self.bell, &mut count).is_ok() {
+            let notes = self.notes.swap(0, Ordering::Relaxed);
+            let rung = u64::from_ne_bytes(count);
+            self.notifications.add(rung.saturating_sub(notes));
+        }
     }
 
     /// Sleeps until the bell rings or the backend has completions. False: the backend has nothing to sleep on.

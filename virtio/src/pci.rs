@@ -286,7 +286,9 @@ impl<D: VirtioDevice> Device for Pci<D> {
             "a virtio device has 1 to {MAX_QUEUES} queues, not {}",
             sizes.len()
         );
-        let lanes = sizes.iter().map(|_| Lane::new());
+        let lanes = sizes
+            .iter()
+            .map(|_| Lane::new(host.counter("notifications")));
         let lanes = lanes
             .collect::<std::io::Result<Vec<_>>>()
             .context("can't make the queues' doorbells")?;

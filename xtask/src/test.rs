@@ -149,6 +149,8 @@ const JUDGES: &[(&str, &str)] = &[
     ("dmidecode", "dmidecode"),
     ("cpio", "cpio"),
     ("cc", "gcc"),
+    ("mdir", "mtools"),
+    ("fsck.vfat", "dosfstools"),
 ];
 
 /// What a failed test wrote: cargo's tests print it below a line of its name.

@@ -61,7 +61,7 @@ pub fn read(
             table,
             entry,
         };
-        let config = backend(kind, place, registry, problems).map(|backend| {
+        let config = backend(kind, place, group, registry, problems).map(|backend| {
             let schema = backend.backend();
             let options = options::read(place, &schema.name, &schema.options, &["type"], problems);
             BackendConfig {
@@ -85,17 +85,14 @@ pub fn read(
 fn backend(
     kind: BackendKind,
     place: OptionTable<'_>,
+    others: &Table,
     registry: &Registry,
     problems: &mut Problems,
 ) -> Option<BackendEntry> {
     let Some(field) = place.field("type") else {
-        problems
-            .error(
-                place.entry.key,
-                format!("[{}] lacks the key `type`", place.name),
-            )
-            .help("`vmm-host plugins` lists the types")
-            .absent();
+        place
+            .lacks("type", others, problems)
+            .help("`vmm-host plugins` lists the types");
         return None;
     };
     let name = field.name(problems)?;

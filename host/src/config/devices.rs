@@ -67,7 +67,7 @@ pub fn read(group: &Table, context: Context<'_>, problems: &mut Problems) -> Vec
             table,
             entry,
         };
-        devices.extend(device(name, place, context, &mut slots, problems));
+        devices.extend(device(name, place, group, context, &mut slots, problems));
     }
     warn_of_hidden_functions(&slots, problems);
     devices
@@ -76,12 +76,13 @@ pub fn read(group: &Table, context: Context<'_>, problems: &mut Problems) -> Vec
 fn device(
     name: &str,
     place: OptionTable<'_>,
+    others: &Table,
     context: Context<'_>,
     slots: &mut Slots,
     problems: &mut Problems,
 ) -> Option<Device> {
     let pci = pci_path(place, context.sources, slots, problems);
-    let driver = driver(place, context.registry, problems)?;
+    let driver = driver(place, others, context.registry, problems)?;
     let schema = driver.driver();
     let host_keys = match schema.bus {
         BusKind::Pci => PCI_KEYS.as_slice(),
@@ -121,17 +122,14 @@ fn device(
 
 fn driver(
     place: OptionTable<'_>,
+    others: &Table,
     registry: &Registry,
     problems: &mut Problems,
 ) -> Option<DriverEntry> {
     let Some(field) = place.field("driver") else {
-        problems
-            .error(
-                place.entry.key,
-                format!("[{}] lacks the key `driver`", place.name),
-            )
-            .help("`vmm-host plugins` lists the drivers")
-            .absent();
+        place
+            .lacks("driver", others, problems)
+            .help("`vmm-host plugins` lists the drivers");
         return None;
     };
     let name = field.name(problems)?;

@@ -1,7 +1,7 @@
 //! The VM file: TOML to a checked [`VmConfig`], or a report of everything that is wrong with it.
 //!
-//! A file is read into a tree that knows where each key was written ([`document`]), the profile's devices are put below
-//! the user's ([`profile`]), and every table is checked against what the plugins' manifests declare. No plugin code runs
+//! Each file is read into a tree that knows where each key was written ([`document`]); the files are laid over each other and
+//! over the profile ([`layers`], [`profile`]), and every table is checked against what the plugins' manifests declare. No plugin code runs
 //! and no resource is created here. Nothing else in the host knows TOML.
 
 mod backends;
@@ -12,6 +12,7 @@ mod cpus;
 mod devices;
 pub mod document;
 mod fw_cfg;
+mod layers;
 mod main_table;
 pub mod options;
 pub mod profile;
@@ -40,8 +41,8 @@ use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::search::{Origin, SearchOptions, search};
 
-/// No VM file is longer; what is was given by mistake.
-const FILE_MAX: u64 = 4 << 20;
+/// No VM file is longer, even if it has data for the guest in it; what is was given by mistake.
+const FILE_MAX: u64 = 64 << 20;
 
 const TABLES: [&str; 8] = [
     "main",
@@ -65,26 +66,29 @@ pub struct Loaded {
     pub warnings: Report,
 }
 
-/// Reads and checks the VM file at `path`, with all plugins of the search path. On an error the report holds every
-/// problem of the file.
-pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Report> {
+/// Reads the VM files at `paths`, each laid over those before it, and checks what they make, with all plugins of the search
+/// path. On an error the report holds every problem of them.
+pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded, Report> {
     let mut problems = Problems::default();
-    let text = match read_file(path) {
-        Ok(text) => text,
-        Err(why) => {
-            problems.error_nowhere(format!("{}: {why}", path.display()));
-            return Err(Report::new(Vec::new(), problems, Vec::new()));
+    let mut sources = Vec::new();
+    for path in paths {
+        let name = path.display().to_string();
+        match read_file(path) {
+            Ok(text) => sources.push(Source { name, text }),
+            Err(why) => drop(problems.error_nowhere(format!("{name}: {why}"))),
         }
-    };
-    let mut sources = vec![Source {
-        name: path.display().to_string(),
-        text,
-    }];
-    let user = document::parse(&sources[0].text, 0, &mut problems);
+    }
+    if sources.len() < paths.len() {
+        return Err(Report::new(String::new(), Vec::new(), problems, Vec::new()));
+    }
+    let files = (0..).zip(&sources);
+    let files: Vec<Table> = files
+        .map(|(index, source)| document::parse(&source.text, index, &mut problems))
+        .collect();
     let syntax = problems.list.len();
-    let root = with_profile(user, &mut sources, &mut problems);
+    let root = laid(files, &mut sources, &mut problems);
 
-    let directories = plugin_path(&root, path, &mut problems);
+    let directories = plugin_path(&root, paths, &mut problems);
     let registry = Registry::new(search(search_options.directories(&directories)));
     report_unsearchable(&registry, &mut problems);
     let sharing = match root.keys().all(|key| TABLES.contains(&key.as_str())) {
@@ -93,7 +97,7 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
     };
     refuse_tables(&root, &sharing, &mut problems);
     let config = check(&root, &sources, &registry, &sharing, &mut problems);
-    drop_consequences(&mut problems, syntax, &sources[0]);
+    drop_consequences(&mut problems, syntax, &sources[..paths.len()]);
 
     let failed = problems.any_error();
     let notes = if problems.list.iter().any(|problem| problem.lookup) {
@@ -101,7 +105,7 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
     } else {
         Vec::new()
     };
-    let report = Report::new(sources, problems, notes);
+    let report = Report::new(title(paths), sources, problems, notes);
     match config {
         Some(config) if !failed => Ok(Loaded {
             config,
@@ -110,6 +114,15 @@ pub fn load(path: &Path, search_options: &SearchOptions) -> Result<Loaded, Repor
         }),
         _ => Err(report),
     }
+}
+
+/// What the VM files at `paths` are called together.
+pub fn title(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    names.join(" + ")
 }
 
 fn read_file(path: &Path) -> Result<String, String> {
@@ -131,18 +144,26 @@ fn read_file(path: &Path) -> Result<String, String> {
     })
 }
 
-/// Puts the chosen profile below the user's tables, and its text among the sources.
-fn with_profile(user: Table, sources: &mut Vec<Source>, problems: &mut Problems) -> Table {
-    let wanted = main_table::profile_name(&user);
-    let Some((name, text)) = profile::PROFILES.iter().find(|(name, _)| *name == wanted) else {
-        return user;
-    };
-    let base = document::parse(text, sources.len(), problems);
-    sources.push(Source {
-        name: format!("profile {name}"),
-        text: (*text).to_string(),
-    });
-    profile::merge(base, user)
+/// Lays the files over each other and over the profile that they choose, whose text becomes one of the sources.
+fn laid(files: Vec<Table>, sources: &mut Vec<Source>, problems: &mut Problems) -> Table {
+    // Which one that is, is known when the files are laid over each other; what is wrong with that is said below.
+    let mut alone = Table::new();
+    for file in files.iter().cloned() {
+        layers::lay(&mut alone, file, &mut Problems::default());
+    }
+    let wanted = main_table::profile_name(&alone);
+    let mut root = Table::new();
+    if let Some((name, text)) = profile::PROFILES.iter().find(|(name, _)| *name == wanted) {
+        root = document::parse(text, sources.len(), problems);
+        sources.push(Source {
+            name: format!("profile {name}"),
+            text: (*text).to_string(),
+        });
+    }
+    for file in files {
+        layers::lay(&mut root, file, problems);
+    }
+    root
 }
 
 fn refuse_tables(root: &Table, sharing: &[BackendEntry], problems: &mut Problems) {
@@ -151,7 +172,7 @@ fn refuse_tables(root: &Table, sharing: &[BackendEntry], problems: &mut Problems
     for (key, entry) in root {
         if !known.contains(&key.as_str()) {
             let problem = problems.error(entry.key, format!("there is no table or key `{key}`"));
-            if let Some(help) = suggestion(key, known.iter().copied()) {
+            if let Some(help) = suggestion(key, known.iter().copied().chain([layers::REMOVE])) {
                 problem.help(help);
             } else if main_table::KEYS.contains(&key.as_str()) {
                 problem.help(format!("`{key}` belongs below [main]"));
@@ -176,8 +197,8 @@ fn group<'a>(root: &'a Table, name: &str, problems: &mut Problems) -> Option<(&'
     }
 }
 
-/// `[plugins] path`, relative to the VM file's directory.
-fn plugin_path(root: &Table, file: &Path, problems: &mut Problems) -> Vec<(Span, PathBuf)> {
+/// `[plugins] path`, relative to the directory of the VM file that it stands in.
+fn plugin_path(root: &Table, files: &[PathBuf], problems: &mut Problems) -> Vec<(Span, PathBuf)> {
     let Some((table, _)) = group(root, "plugins", problems) else {
         return Vec::new();
     };
@@ -190,7 +211,10 @@ fn plugin_path(root: &Table, file: &Path, problems: &mut Problems) -> Vec<(Span,
         name: "path",
         entry,
     };
-    let base = file.parent().unwrap_or(Path::new(""));
+    let base = files
+        .get(entry.at.source)
+        .and_then(|file| file.parent())
+        .unwrap_or(Path::new(""));
     field
         .texts(problems)
         .unwrap_or_default()
@@ -289,13 +313,16 @@ fn check(
     })
 }
 
-/// Where the text did not parse, what the rest of it seems to say is not trusted: the first `syntax` problems are kept,
+/// Where a text did not parse, what the rest of it seems to say is not trusted: the first `syntax` problems are kept,
 /// and of the others those that are not about something missing and not on a line that could not be read.
-fn drop_consequences(problems: &mut Problems, syntax: usize, file: &Source) {
+fn drop_consequences(problems: &mut Problems, syntax: usize, files: &[Source]) {
     if syntax == 0 {
         return;
     }
-    let line = |at: Option<Span>| at.filter(|at| at.source == 0).map(|at| file.line(at.start));
+    let line = |at: Option<Span>| {
+        let at = at?;
+        Some((at.source, files.get(at.source)?.line(at.start)))
+    };
     let broken: Vec<_> = problems.list[..syntax]
         .iter()
         .map(|problem| line(problem.at))

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::document::{Entry, Table};
-use super::source::{Problems, Span};
-use super::spelling::{listed, misspelt, suggestion};
+use super::source::{Problem, Problems, Span};
+use super::spelling::{listed, misspelt, nearest, suggestion};
 use super::values::Field;
 use crate::plugins::registry::LookupError;
 use crate::plugins::schema::{OptionSpec, OptionValue};
@@ -49,6 +49,24 @@ impl<'a> OptionTable<'a> {
             problems.error(field.entry.at, text).help = error.help;
         }
         error.known
+    }
+
+    /// Reports that the table lacks the key that says what it is. One of the `others` beside it may be meant: a file that is
+    /// laid over another changes a table by its name.
+    pub fn lacks<'p>(
+        &self,
+        key: &str,
+        others: &Table,
+        problems: &'p mut Problems,
+    ) -> &'p mut Problem {
+        let text = format!("[{}] lacks the key `{key}`", self.name);
+        let problem = problems.error(self.entry.key, text).absent();
+        let (group, own) = self.name.split_once('.').unwrap_or_default();
+        let known = others.keys().map(String::as_str);
+        if let Some(other) = nearest(own, known.filter(|name| *name != own)) {
+            problem.help(format!("did you mean [{group}.{other}]?"));
+        }
+        problem
     }
 
     /// Where each key's value is.

@@ -135,9 +135,11 @@ impl Problems {
     }
 }
 
-/// All problems of one VM file, printable.
+/// All problems of one VM, printable.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// What its files are called together; empty if not all of them could be read.
+    pub title: String,
     /// The texts that spans point into.
     pub sources: Vec<Source>,
     /// In the order in which they are printed.
@@ -149,29 +151,45 @@ pub struct Report {
 impl Report {
     /// Orders problems by place, those without a place first. A name that no plugin provides is shown once, with the
     /// other lines that want it: one missing plugin is one problem to its user.
-    pub fn new(sources: Vec<Source>, mut found: Problems, notes: Vec<String>) -> Report {
+    pub fn new(
+        title: String,
+        sources: Vec<Source>,
+        mut found: Problems,
+        notes: Vec<String>,
+    ) -> Report {
         found.list.sort_by_key(|problem| problem.at);
         let mut problems: Vec<Problem> = Vec::with_capacity(found.list.len());
         let mut again: Vec<Vec<String>> = Vec::new();
         for problem in found.list {
-            let place = |at: Span| sources.get(at.source).map(|source| source.line(at.start));
+            let place = |at: Span| {
+                let source = sources.get(at.source)?;
+                Some((at.source, &source.name, source.line(at.start)))
+            };
             let same = problems.iter().position(|earlier| {
                 earlier.lookup && problem.lookup && earlier.text == problem.text
             });
             match (same, problem.at.and_then(place)) {
-                (Some(index), Some(line)) => again[index].push(line.to_string()),
+                (Some(index), Some((source, name, line))) => {
+                    let here = problems[index].at.is_some_and(|at| at.source == source);
+                    again[index].push(match here {
+                        true => format!("line {line}"),
+                        false => format!("{name}:{line}"),
+                    });
+                }
                 _ => {
                     problems.push(problem);
                     again.push(Vec::new());
                 }
             }
         }
-        for (problem, lines) in problems.iter_mut().zip(again) {
-            if !lines.is_empty() {
-                problem.help(format!("likewise in line {}", lines.join(", ")));
+        for (problem, places) in problems.iter_mut().zip(again) {
+            if !places.is_empty() {
+                let places = places.join(", ").replace(", line ", ", ");
+                problem.help(format!("likewise in {places}"));
             }
         }
         Report {
+            title,
             sources,
             problems,
             notes,
@@ -206,10 +224,10 @@ impl fmt::Display for Report {
             .filter(|(count, _)| *count > 0)
             .map(|(count, word)| format!("{count} {word}{}", if count == 1 { "" } else { "s" }))
             .collect();
-        let Some(first) = self.sources.first() else {
-            return Ok(());
-        };
-        writeln!(out, "{}: {}", first.name, counted.join(", "))
+        match self.title.is_empty() {
+            true => Ok(()),
+            false => writeln!(out, "{}: {}", self.title, counted.join(", ")),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use vmm_abi::Sink;
@@ -95,6 +96,8 @@ impl Device {
         Arc::new(DeviceRegisters {
             object: self.object.clone(),
             io: self.io,
+            reads: self.instance().counter("register_reads"),
+            writes: self.instance().counter("register_writes"),
         })
     }
 
@@ -176,9 +179,6 @@ impl Device {
     pub fn end(&self) {
         // SAFETY: as in `start`.
         unsafe { (self.table.stop)(self.object.this()) };
-        for (name, count) in self.instance().counters().into_iter().filter(|c| c.1 > 0) {
-            log::debug!("{}: {name} {count}", self.instance().label());
-        }
         self.object.release();
     }
 }
@@ -308,10 +308,14 @@ fn pci_function(
 struct DeviceRegisters {
     object: Arc<Object>,
     io: Option<&'static IoTable>,
+    /// Counters of the accesses that left the guest.
+    reads: &'static AtomicU64,
+    writes: &'static AtomicU64,
 }
 
 impl Registers for DeviceRegisters {
     fn read(&self, region: u32, offset: u64, width: u8) -> u64 {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         match self.io {
             // SAFETY: a call by the table's contract: any vCPU thread, inside the region.
             Some(io) if !self.object.instance().failed() => unsafe {
@@ -322,6 +326,7 @@ impl Registers for DeviceRegisters {
     }
 
     fn write(&self, region: u32, offset: u64, width: u8, value: u64) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
         if let Some(io) = self.io
             && !self.object.instance().failed()
         {

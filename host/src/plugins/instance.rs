@@ -79,6 +79,8 @@ pub struct Instance {
     wiring: OnceLock<SharedWiring>,
     failed: AtomicBool,
     counters: Mutex<BTreeMap<String, &'static AtomicU64>>,
+    /// The counter of interrupts: pins that were raised, and vectors by a call of the host.
+    interrupts: &'static AtomicU64,
 }
 
 impl Instance {
@@ -90,6 +92,8 @@ impl Instance {
         shared: &'static Shared,
     ) -> &'static Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let interrupts: &'static AtomicU64 = Box::leak(Box::default());
+        let counters = BTreeMap::from([("interrupts".to_owned(), interrupts)]);
         Box::leak(Box::new(Self {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             label,
@@ -99,7 +103,8 @@ impl Instance {
             events: OnceLock::new(),
             wiring: OnceLock::new(),
             failed: AtomicBool::new(false),
-            counters: Mutex::default(),
+            counters: Mutex::new(counters),
+            interrupts,
         }))
     }
 
@@ -149,7 +154,15 @@ impl Instance {
         }
     }
 
-    /// Name and value of each counter of the object.
+    /// The counter `name`: the same for the same name, 0 at first.
+    pub(super) fn counter(&self, name: &str) -> &'static AtomicU64 {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters
+            .entry(name.to_owned())
+            .or_insert_with(|| Box::leak(Box::default()))
+    }
+
+    /// Name and value of each counter of the object, in order of name.
     pub fn counters(&self) -> Vec<(String, u64)> {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters
@@ -294,12 +307,21 @@ unsafe extern "C" fn irq_fd(ctx: *mut c_void, vector: u32) -> i32 {
 
 unsafe extern "C" fn irq_raise(ctx: *mut c_void, vector: u32) -> i32 {
     // SAFETY: as in `memory`.
-    unsafe { wired(ctx, |w| w.raise(vector).map(|()| 0)) }
+    unsafe {
+        instance(ctx).interrupts.fetch_add(1, Ordering::Relaxed);
+        wired(ctx, |w| w.raise(vector).map(|()| 0))
+    }
 }
 
 unsafe extern "C" fn irq_level(ctx: *mut c_void, pin: u32, high: u32) -> i32 {
     // SAFETY: as in `memory`.
-    unsafe { wired(ctx, |w| w.level(pin, high != 0).map(|()| 0)) }
+    unsafe {
+        let raised = u64::from(high != 0);
+        instance(ctx)
+            .interrupts
+            .fetch_add(raised, Ordering::Relaxed);
+        wired(ctx, |w| w.level(pin, high != 0).map(|()| 0))
+    }
 }
 
 unsafe extern "C" fn msix_enabled(ctx: *mut c_void) -> i32 {
@@ -388,14 +410,7 @@ unsafe extern "C" fn report(ctx: *mut c_void, method: Str, message: Str) {
 
 unsafe extern "C" fn counter(ctx: *mut c_void, name: Str) -> *mut u64 {
     // SAFETY: as in `memory`.
-    let mut counters = unsafe { instance(ctx) }
-        .counters
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    counters
-        .entry(text(&name).to_owned())
-        .or_insert_with(|| Box::leak(Box::default()))
-        .as_ptr()
+    unsafe { instance(ctx) }.counter(text(&name)).as_ptr()
 }
 
 unsafe extern "C" fn request(ctx: *mut c_void, what: u32, why: Str) -> i32 {

@@ -19,4 +19,5 @@ pub mod registry;
 pub mod schema;
 pub mod search;
 pub mod section;
+pub mod statistics;
 pub mod wiring;

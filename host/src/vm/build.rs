@@ -128,6 +128,7 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
         debug_port,
         spoke,
         asked_to_stop: false,
+        started,
     })
 }
 

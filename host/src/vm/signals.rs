@@ -1,9 +1,9 @@
-//! Signals that ask for the end or for an NMI as messages, and one that must not end anything.
+//! Signals that ask for the end, for an NMI or for counters as messages, and one that must not end anything.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR2, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::{Mailbox, Message};
@@ -12,13 +12,16 @@ use crate::thread;
 /// Presses the NMI button.
 pub(super) const NMI_BUTTON: i32 = SIGUSR2;
 
+/// Asks for what devices and backends have counted.
+pub(super) const STATISTICS: i32 = SIGUSR1;
+
 /// From now on these signals no longer end the process: they arrive at the VM's owner.
 ///
 /// # Errors
 /// The system refuses.
 pub(super) fn deliver(mailbox: &Mailbox) -> Result<()> {
-    let mut signals =
-        Signals::new([SIGINT, SIGTERM, SIGHUP, NMI_BUTTON]).context("signals can't be handled")?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, NMI_BUTTON, STATISTICS])
+        .context("signals can't be handled")?;
     // A write beyond the limit on file sizes is then an error of that write (EFBIG), which a guest sees as its disk's, and not
     // the end of the process. Nobody looks at the flag.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).context("signals can't be handled")?;

@@ -19,13 +19,14 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const HOST: &str = env!("CARGO_BIN_EXE_vmm-host");
-const PLUGINS: [&str; 6] = [
+const PLUGINS: [&str; 7] = [
     "uart",
     "console",
     "virtio-block",
     "file",
     "memory",
     "pvpanic",
+    "cloudinit",
 ];
 
 /// Whether guests can run here. If not, says that `test` is skipped and why.

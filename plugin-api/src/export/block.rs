@@ -7,14 +7,16 @@ use vmm_abi::block::{BLOCK, BlockDone, BlockInfo, BlockReq, BlockTable};
 use vmm_abi::device::{EVENTS, EventsTable};
 use vmm_abi::{Base, Iface, Sink, Str};
 
+use super::meter::Meter;
 use super::{control, object, release, text};
 use crate::iface::offer;
 use crate::{BlockBackend, BlockQueue, BlockRequest, Events, Host, guard};
 
-/// A queue behind its guard.
+/// A queue behind its guard and its meter.
 struct Queue<Q> {
     inner: Q,
     host: Host,
+    meter: Meter,
 }
 
 /// The tables of block backend type `T`.
@@ -65,6 +67,7 @@ impl<T: BlockBackend> BlockTables<T> {
             control::<T>(this, "open_queue", err, |b| {
                 let queue = Queue {
                     inner: b.open_queue(depth)?,
+                    meter: Meter::new(&host),
                     host,
                 };
                 out.write(Box::into_raw(Box::new(queue)).cast());
@@ -87,13 +90,17 @@ impl<T: BlockBackend> BlockTables<T> {
             return 0;
         }
         // SAFETY: the queue's owner calls, with `count` requests; `BlockRequest` is a transparent `BlockReq`.
-        let (queue, batch) = unsafe {
+        let (queue, reqs, batch) = unsafe {
             (
                 Self::queue(queue),
+                std::slice::from_raw_parts(reqs, count),
                 std::slice::from_raw_parts(reqs.cast::<BlockRequest>(), count),
             )
         };
-        guard::call(&queue.host, "submit", 0, || queue.inner.submit(batch))
+        let begun = queue.meter.begin();
+        let taken = guard::call(&queue.host, "submit", 0, || queue.inner.submit(batch));
+        queue.meter.taken(&reqs[..taken.min(count)], begun);
+        taken
     }
 
     unsafe extern "C" fn reap(queue: *mut c_void, out: *mut BlockDone, max: usize) -> usize {
@@ -103,7 +110,9 @@ impl<T: BlockBackend> BlockTables<T> {
         // SAFETY: the queue's owner calls, with room for `max` completions that hold valid values.
         let (queue, done) =
             unsafe { (Self::queue(queue), std::slice::from_raw_parts_mut(out, max)) };
-        guard::call(&queue.host, "reap", 0, || queue.inner.reap(done))
+        let count = guard::call(&queue.host, "reap", 0, || queue.inner.reap(done));
+        queue.meter.reaped(&done[..count.min(max)]);
+        count
     }
 
     unsafe extern "C" fn fd(queue: *mut c_void) -> i32 {
@@ -118,7 +127,7 @@ impl<T: BlockBackend> BlockTables<T> {
     unsafe extern "C" fn close_queue(queue: *mut c_void) {
         // SAFETY: the one release of a queue that `open_queue` has boxed.
         let queue = unsafe { Box::from_raw(queue.cast::<Queue<T::Queue>>()) };
-        let Queue { inner, host } = *queue;
+        let Queue { inner, host, .. } = *queue;
         if let Err(text) = guard::catch(move || drop(inner)) {
             host.fault("close_queue", &text);
         }

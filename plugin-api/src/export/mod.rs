@@ -5,6 +5,7 @@
 mod block;
 mod chardev;
 mod device;
+mod meter;
 
 use std::ffi::c_void;
 

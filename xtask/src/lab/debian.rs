@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "acpica-tools",
     "pciutils",
     "cpuid",
+    "cloud-init",
 ];
 const UNWANTED: &[&str] = &["doc", "man", "locale", "info"];
 const PATIENCE: Duration = Duration::from_secs(1200);
@@ -138,6 +139,8 @@ fn system(lab: &Path) -> Result<PathBuf> {
     fs::create_dir_all(tree.join("lab"))?;
     for (from, to) in [
         (source("check"), "lab/check"),
+        (source("check-seed"), "lab/check-seed"),
+        (source("cloud.cfg"), "etc/cloud/cloud.cfg.d/99_lab.cfg"),
         (directory().join("dmesg-allowed"), "lab/dmesg-allowed"),
     ] {
         let to = tree.join(to);
