@@ -86,6 +86,12 @@ impl Disk {
         self.info
     }
 
+    /// What is done to the file.
+    #[cfg(test)]
+    pub fn trace(&self) -> &crate::trace::Trace {
+        &self.image.file.trace
+    }
+
     /// The lock for a queue's requests.
     pub fn join(&self) -> Arc<RwLock<()>> {
         self.image

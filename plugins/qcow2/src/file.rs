@@ -27,6 +27,9 @@ pub struct DiskFile {
     skip_flush: bool,
     /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success.
     lost: AtomicBool,
+    /// What tests look at and make fail.
+    #[cfg(test)]
+    pub trace: crate::trace::Trace,
 }
 
 impl DiskFile {
@@ -46,6 +49,8 @@ impl DiskFile {
             fixed: is_device,
             skip_flush,
             lost: AtomicBool::new(false),
+            #[cfg(test)]
+            trace: crate::trace::Trace::default(),
         })
     }
 
@@ -94,6 +99,8 @@ impl DiskFile {
 
     /// Stores all of `from` at `at`.
     pub fn write(&self, mut from: &[u8], mut at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        self.trace.write(at, from)?;
         while !from.is_empty() {
             match rustix::io::pwrite(&self.file, from, at) {
                 Ok(0) => return Err(Errno::IO.into()),
@@ -134,6 +141,8 @@ impl DiskFile {
 
     /// Stores guest memory at `at`.
     pub fn write_list(&self, at: u64, list: &[GuestSlice]) -> io::Result<()> {
+        #[cfg(test)]
+        self.trace.write_list(at, list)?;
         result(transfer(self.file.as_fd(), Direction::Write, at, list, 0))?;
         let bytes: usize = list.iter().map(GuestSlice::len).sum();
         self.len.fetch_max(at + bytes as u64, Ordering::AcqRel);
@@ -152,6 +161,8 @@ impl DiskFile {
             return Err(Errno::NOSPC.into());
         }
         let len = end.next_multiple_of(STEP);
+        #[cfg(test)]
+        self.trace.grow(len)?;
         rustix::fs::ftruncate(&self.file, len)?;
         self.len.fetch_max(len, Ordering::AcqRel);
         Ok(())
@@ -159,6 +170,8 @@ impl DiskFile {
 
     /// Gives a range back to the filesystem. That it can't be done is no loss but of space.
     pub fn punch(&self, at: u64, bytes: u64) {
+        #[cfg(test)]
+        self.trace.punch(at, bytes);
         let code = punch(self.file.as_fd(), at, bytes);
         if code != 0 {
             log::debug!("`{}`: no hole at {at:#x}: {code}", self.path.display());
@@ -178,6 +191,10 @@ impl DiskFile {
             return Ok(());
         }
         let error = loop {
+            #[cfg(test)]
+            if let Err(error) = self.trace.sync() {
+                break error;
+            }
             match rustix::fs::fdatasync(&self.file) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}

@@ -20,6 +20,10 @@ mod queue;
 mod refcounts;
 mod scratch;
 mod slices;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod trace;
 mod write;
 
 use std::sync::Arc;
