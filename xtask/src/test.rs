@@ -149,6 +149,7 @@ const JUDGES: &[(&str, &str)] = &[
     ("dmidecode", "dmidecode"),
     ("cpio", "cpio"),
     ("cc", "gcc"),
+    ("qemu-img", "qemu-utils"),
 ];
 
 /// What a failed test wrote: cargo's tests print it below a line of its name.

@@ -254,7 +254,7 @@ fn power_cuts_leave_sound_images_with_all_that_was_flushed() {
             events.len()
         );
         let (cut_image, raw) = (dir.path().join("cut.qcow2"), dir.path().join("cut.raw"));
-        for _ in 0..40 {
+        for _ in 0..20 {
             let cut = random.below(events.len() as u64) as usize;
             std::fs::write(
                 &cut_image,
