@@ -74,12 +74,12 @@ impl Refcounts {
 
     /// Clusters that a block counts.
     fn per_block(&self) -> u64 {
-        self.geometry.cluster() * 8 >> self.order
+        (self.geometry.cluster() * 8) >> self.order
     }
 
     /// Clusters that a piece of a block counts.
     fn per_piece(&self) -> u64 {
-        self.geometry.slice_bytes() * 8 >> self.order
+        (self.geometry.slice_bytes() * 8) >> self.order
     }
 
     /// The piece that counts `cluster`, and which of its counts; `None` without a block for it.
