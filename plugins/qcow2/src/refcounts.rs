@@ -402,7 +402,7 @@ mod tests {
     fn counts_of_all_widths_keep_their_neighbours() {
         for order in 0..=6 {
             let mut bytes = [0u8; 64];
-            let all = bytes.len() * 8 >> order;
+            let all = (bytes.len() * 8) >> order;
             let most = if order == 6 {
                 u64::MAX
             } else {

@@ -123,7 +123,7 @@ impl Rig {
                 self.note(from, sectors, |_| 0);
                 self.perform(
                     BlockOp::WriteZeroes {
-                        unmap: from % 2 == 0,
+                        unmap: from.is_multiple_of(2),
                     },
                     offset,
                     len,
