@@ -38,9 +38,11 @@ impl Image {
     /// # Errors
     /// What is wrong with which file, and what to do.
     pub fn open(settings: &Settings) -> Result<Self> {
-        let mut chain = Vec::new();
-        open_image(&settings.path, settings, &mut chain)
-            .with_context(|| format!("cannot use `{}`", settings.path.display()))
+        let path = settings.path.display();
+        exists(&settings.path).with_context(|| {
+            format!("no disk image at `{path}`; mend `path`, or make one: qemu-img create -f qcow2 '{path}' 20G")
+        })?;
+        open_image(&settings.path, settings, &mut Vec::new())
     }
 }
 
@@ -48,13 +50,24 @@ impl Image {
 fn open_image(path: &Path, settings: &Settings, chain: &mut Vec<(u64, u64)>) -> Result<Image> {
     let read_only = settings.read_only || !chain.is_empty();
     let file = DiskFile::open(path, read_only, settings.skip_flush)?;
+    assemble(file, read_only, settings, chain)
+        .with_context(|| format!("cannot use `{}`", path.display()))
+}
+
+/// The image in a file that has been opened.
+fn assemble(
+    file: DiskFile,
+    read_only: bool,
+    settings: &Settings,
+    chain: &mut Vec<(u64, u64)>,
+) -> Result<Image> {
     enter(&file, chain)?;
     let header = Header::read(&file)?;
     if !read_only {
-        header.check_writable(path)?;
+        header.check_writable(file.path())?;
     }
     let l1 = table(&file, header.l1_at, header.l1_entries).context("cannot read its L1 table")?;
-    let backing = open_backing(path, &header, settings, chain)?;
+    let backing = open_backing(file.path(), &header, settings, chain)?;
     let writer = match read_only {
         true => None,
         false => Some(prepare(&file, &header, &l1, settings)?),
@@ -119,6 +132,12 @@ fn open_backing(
         ),
     };
     let there = locate(path, name)?;
+    exists(&there).with_context(|| {
+        format!(
+            "its backing file `{}` is not there; put it back, or mend the chain with qemu-img rebase -u",
+            there.display()
+        )
+    })?;
     let opened = match format {
         Format::Raw => DiskFile::open(&there, true, false).and_then(|file| {
             enter(&file, chain)?;
@@ -128,9 +147,15 @@ fn open_backing(
             open_image(&there, settings, chain).map(|image| Backing::Image(Box::new(image)))
         }
     };
-    let opened =
-        opened.with_context(|| format!("cannot use its backing file `{}`", there.display()))?;
-    Ok(Some(opened))
+    opened.context("its backing file").map(Some)
+}
+
+/// An error if nothing has that path. What else may be wrong with it is found by opening it.
+fn exists(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The backing file's path: relative to the image's directory. Other ways to reach it are not supported.

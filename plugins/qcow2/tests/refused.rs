@@ -32,7 +32,12 @@ fn refused(setup: &Setup, name: &str, options: &[(&str, Value)], wanted: &[&str]
 fn options_that_do_not_fit_are_refused() {
     let Some(setup) = Setup::new() else { return };
     setup.create("disk.qcow2", &[], "1049088");
-    refused(&setup, "none.qcow2", &[], &["no disk image at"]);
+    refused(
+        &setup,
+        "none.qcow2",
+        &[],
+        &["no disk image at", "qemu-img create -f qcow2"],
+    );
     refused(
         &setup,
         "disk.qcow2",
@@ -125,7 +130,12 @@ fn formats_of_backing_files_are_never_guessed() {
         &setup,
         "disk.qcow2",
         &[],
-        &["backing file", "gone.raw", "no disk image at"],
+        &[
+            "backing file",
+            "gone.raw",
+            "is not there",
+            "qemu-img rebase -u",
+        ],
     );
 }
 
