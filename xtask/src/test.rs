@@ -151,6 +151,7 @@ const JUDGES: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("mdir", "mtools"),
     ("fsck.vfat", "dosfstools"),
+    ("qemu-img", "qemu-utils"),
 ];
 
 /// What a failed test wrote: cargo's tests print it below a line of its name.

@@ -364,6 +364,8 @@ impl Lab {
         copy(&self.cr8_module()?, &tree.join("modules/cr8_intercept.ko"))?;
         let mut programs = vec![workspace::host(self.profile)];
         programs.extend(workspace::plugins(self.profile)?);
+        // What jobs judge images by.
+        programs.push(packages::program("qemu-img", "qemu-utils")?);
         for program in &programs {
             let name = program.file_name().context("a program without a name")?;
             let staged = tree.join("lab/bin").join(name);

@@ -3,19 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use anyhow::{Context, ensure};
+use rustix::fs::SeekFrom;
 use vmm_plugin_api::abi::block::{
     BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_VOLATILE_CACHE, BLOCK_WRITE_ZEROES,
 };
 use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 
-use crate::lock::lock;
+use crate::open::open_locked;
 use crate::system;
 use crate::transfer::{Direction, bounced, transfer};
 
@@ -23,9 +21,6 @@ use crate::transfer::{Direction, bounced, transfer};
 pub const MAX_SEGMENTS: u32 = 256;
 /// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
 const MAX_DISCARD: u32 = 128 << 20;
-/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
-/// starts a killed VM again must not be told that it still runs.
-const HANDOVER: Duration = Duration::from_millis(500);
 /// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
 const ZEROES: usize = 64 << 10;
 
@@ -75,9 +70,7 @@ impl Image {
             block.is_power_of_two() && (512..=65536).contains(&block),
             "`block_size` is {block}; use a power of two from 512 to 65536"
         );
-        let is_device = check_kind(path)?;
-        let file = open(path, settings)?;
-        take_lock(&file, path, settings.read_only)?;
+        let (file, is_device) = open_locked(path, settings.read_only, settings.direct)?;
         let bytes = size(&file, path, block)?;
         let (logical, physical) = block_sizes(&file, is_device)?;
         ensure!(
@@ -248,118 +241,6 @@ impl Image {
             }
         }
         0
-    }
-}
-
-/// Whether it is a block device; an error if it is neither that nor a file. Asked before open, which may wait for a FIFO.
-fn check_kind(path: &Path) -> Result<bool> {
-    let kind = match std::fs::metadata(path) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| {
-                format!(
-                    "no disk image at `{0}`; mend `path`, or make an empty image: truncate -s 1G '{0}'",
-                    path.display()
-                )
-            });
-        }
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot look at `{}`", path.display()));
-        }
-    };
-    if kind.is_dir() {
-        bail!(
-            "`{}` is a directory; `path` has to name an image file or a block device",
-            path.display()
-        );
-    }
-    ensure!(
-        kind.is_file() || kind.is_block_device(),
-        "`{}` is neither a file nor a block device",
-        path.display()
-    );
-    Ok(kind.is_block_device())
-}
-
-fn open(path: &Path, settings: &Settings) -> Result<File> {
-    let mut flags = OFlags::CLOEXEC;
-    if settings.direct {
-        flags |= system::direct_flags()?;
-    }
-    let access = if settings.read_only {
-        OFlags::RDONLY
-    } else {
-        OFlags::RDWR
-    };
-    let error = match rustix::fs::open(path, flags | access, Mode::empty()) {
-        Ok(file) => return Ok(file.into()),
-        Err(error) => error,
-    };
-    let name = path.display();
-    let readable =
-        || rustix::fs::open(path, OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty()).is_ok();
-    let advice = match error {
-        rustix::io::Errno::INVAL if settings.direct => {
-            format!("the filesystem of `{name}` has no direct I/O; remove `direct`")
-        }
-        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS
-            if !settings.read_only && readable() =>
-        {
-            format!(
-                "`{name}` can't be written to; set `read_only = true`, or allow it: chmod u+w '{name}'"
-            )
-        }
-        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
-            format!("no permission to open `{name}`; run as its owner, or change its mode or group")
-        }
-        _ => format!("cannot open `{name}`"),
-    };
-    Err(io::Error::from(error)).context(advice)
-}
-
-/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
-fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
-    let end = Instant::now() + HANDOVER;
-    loop {
-        match lock(file.as_fd(), exclusive) {
-            Err(error) if held(&error) && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Whether somebody else has the lock.
-fn held(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
-    )
-}
-
-fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
-    let name = path.display();
-    match lock_soon(file, !read_only) {
-        Ok(()) => Ok(()),
-        Err(error) if held(&error) => {
-            let advice = if read_only {
-                format!(
-                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
-                )
-            } else {
-                format!(
-                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
-                )
-            };
-            Err(anyhow!(error).context(advice))
-        }
-        Err(error) => {
-            log::warn!(
-                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
-            );
-            Ok(())
-        }
     }
 }
 

@@ -83,6 +83,31 @@ pub fn transfer(
     }
 }
 
+/// Fills `list` from `offset` on if all of it is in the page cache, without waiting for a disk.
+#[cfg(target_os = "linux")]
+pub fn read_cached(file: BorrowedFd<'_>, offset: u64, list: &[GuestSlice]) -> bool {
+    let Ok(offset) = libc::off_t::try_from(offset) else {
+        return false;
+    };
+    // SAFETY: as in `step`: the list has the layout of iovecs and its memory stays mapped.
+    let moved = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            list.as_ptr().cast::<libc::iovec>(),
+            list.len() as libc::c_int,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    usize::try_from(moved).is_ok_and(|moved| moved == list.iter().map(GuestSlice::len).sum())
+}
+
+/// Elsewhere the kernel does not say what is in its cache.
+#[cfg(not(target_os = "linux"))]
+pub fn read_cached(_file: BorrowedFd<'_>, _offset: u64, _list: &[GuestSlice]) -> bool {
+    false
+}
+
 /// As [`transfer`], through a buffer aligned to `alignment`: for direct I/O on memory that is not. Allocates; guests that
 /// care for speed align their buffers.
 pub fn bounced(

@@ -239,19 +239,3 @@ fn finish(image: &Image, job: &Job, result: i32) -> i32 {
         Err(_) => result,
     }
 }
-
-/// Reads `request` if all of it is in the page cache.
-pub fn read_cached(image: &Image, request: &BlockRequest) -> bool {
-    let list = request.segments();
-    // SAFETY: as in `transfer`: the list has the layout of iovecs and its memory stays mapped.
-    let moved = unsafe {
-        libc::preadv2(
-            image.fd().as_raw_fd(),
-            list.as_ptr().cast::<libc::iovec>(),
-            list.len() as libc::c_int,
-            request.offset().cast_signed(),
-            libc::RWF_NOWAIT,
-        )
-    };
-    u64::try_from(moved).is_ok_and(|moved| moved == request.len())
-}

@@ -8,6 +8,7 @@ use vmm_plugin_api::{BlockDone, BlockOp, BlockQueue, BlockRequest, GuestSlice, R
 
 use crate::image::{Image, MAX_SEGMENTS};
 use crate::pool::Pool;
+use crate::transfer::read_cached;
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
 
@@ -76,17 +77,10 @@ enum Engine {
 }
 
 impl Engine {
-    /// Reads what is in the page cache; `None` when somebody has to wait for the disk.
-    #[cfg(target_os = "linux")]
+    /// Reads what is in the page cache; `None` when somebody has to wait for the disk. Threads read all by themselves.
     fn read_cached(&self, image: &Image, request: &BlockRequest) -> Option<i32> {
-        let kernel = matches!(self, Self::Uring(_));
-        (kernel && crate::uring::read_cached(image, request)).then_some(0)
-    }
-
-    /// No other system says what is there.
-    #[cfg(not(target_os = "linux"))]
-    fn read_cached(&self, _image: &Image, _request: &BlockRequest) -> Option<i32> {
-        None
+        let kernel = !matches!(self, Self::Inline | Self::Pool(_));
+        (kernel && read_cached(image.fd(), request.offset(), request.segments())).then_some(0)
     }
 }
 

@@ -1,0 +1,142 @@
+//! Opens a file that holds a disk, with the lock that keeps others from writing to it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use rustix::fs::{Mode, OFlags};
+use vmm_plugin_api::Result;
+
+use crate::lock::lock;
+use crate::system;
+
+/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
+/// starts a killed VM again must not be told that it still runs.
+const HANDOVER: Duration = Duration::from_millis(500);
+/// Opens and locks the file or block device at `path`: for this process alone, or, with `read_only`, shared with others that
+/// read. Also tells whether it is a block device. `direct` bypasses the page cache.
+///
+/// # Errors
+/// What is wrong with the file, or who has it, and what to do.
+pub fn open_locked(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool)> {
+    let is_device = check_kind(path)?;
+    let file = open(path, read_only, direct)?;
+    take_lock(&file, path, read_only)?;
+    Ok((file, is_device))
+}
+
+/// Whether it is a block device; an error if it is neither that nor a file. Asked before open, which may wait for a FIFO.
+fn check_kind(path: &Path) -> Result<bool> {
+    let kind = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| {
+                format!(
+                    "no disk image at `{0}`; mend `path`, or make an empty image: truncate -s 1G '{0}'",
+                    path.display()
+                )
+            });
+        }
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot look at `{}`", path.display()));
+        }
+    };
+    if kind.is_dir() {
+        bail!(
+            "`{}` is a directory; `path` has to name an image file or a block device",
+            path.display()
+        );
+    }
+    ensure!(
+        kind.is_file() || kind.is_block_device(),
+        "`{}` is neither a file nor a block device",
+        path.display()
+    );
+    Ok(kind.is_block_device())
+}
+
+fn open(path: &Path, read_only: bool, direct: bool) -> Result<File> {
+    let mut flags = OFlags::CLOEXEC;
+    if direct {
+        flags |= system::direct_flags()?;
+    }
+    let access = if read_only {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    };
+    let error = match rustix::fs::open(path, flags | access, Mode::empty()) {
+        Ok(file) => return Ok(file.into()),
+        Err(error) => error,
+    };
+    let name = path.display();
+    let readable =
+        || rustix::fs::open(path, OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty()).is_ok();
+    let advice = match error {
+        rustix::io::Errno::INVAL if direct => {
+            format!("the filesystem of `{name}` has no direct I/O; remove `direct`")
+        }
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS
+            if !read_only && readable() =>
+        {
+            format!(
+                "`{name}` can't be written to; set `read_only = true`, or allow it: chmod u+w '{name}'"
+            )
+        }
+        rustix::io::Errno::ACCESS | rustix::io::Errno::PERM => {
+            format!("no permission to open `{name}`; run as its owner, or change its mode or group")
+        }
+        _ => format!("cannot open `{name}`"),
+    };
+    Err(io::Error::from(error)).context(advice)
+}
+
+/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
+fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
+    let end = Instant::now() + HANDOVER;
+    loop {
+        match lock(file.as_fd(), exclusive) {
+            Err(error) if held(&error) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether somebody else has the lock.
+fn held(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
+    )
+}
+
+fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
+    let name = path.display();
+    match lock_soon(file, !read_only) {
+        Ok(()) => Ok(()),
+        Err(error) if held(&error) => {
+            let advice = if read_only {
+                format!(
+                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
+                )
+            } else {
+                format!(
+                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
+                )
+            };
+            Err(anyhow!(error).context(advice))
+        }
+        Err(error) => {
+            log::warn!(
+                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
+            );
+            Ok(())
+        }
+    }
+}
