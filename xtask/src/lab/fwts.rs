@@ -15,14 +15,10 @@ const PACKAGE: &str = "fwts";
 /// Room on the disk.
 const SIZE: &str = "48M";
 
-/// Makes `fwts.img` in `lab`, unless it is there.
+/// Makes `fwts.img` in `lab`.
 pub fn disk(lab: &Path) -> Result<PathBuf> {
     let (image, packages) = (lab.join("fwts.img"), lab.join("fwts-packages"));
     packages::unpack_of_release(RELEASE, PACKAGE, &packages)?;
-    let stamp = packages.join(".disk");
-    if image.is_file() && stamp.is_file() {
-        return Ok(image);
-    }
     let tree = lab.join("fwts-tree");
     fresh(&tree)?;
     for name in ["proc", "sys", "dev", "tmp", "usr/lib", "usr/lib64"] {
@@ -38,7 +34,8 @@ pub fn disk(lab: &Path) -> Result<PathBuf> {
     for name in ["usr/bin/fwts", "usr/lib64/ld-linux-x86-64.so.2"] {
         copy_executable(&packages.join(name), &tree.join(name))?;
     }
-    for folder in ["usr/lib/x86_64-linux-gnu", "usr/share/fwts"] {
+    let private = "usr/lib/x86_64-linux-gnu/fwts";
+    for folder in ["usr/lib/x86_64-linux-gnu", private, "usr/share/fwts"] {
         let from = packages.join(folder);
         let entries =
             fs::read_dir(&from).with_context(|| format!("cannot list {}", from.display()))?;
@@ -62,6 +59,5 @@ pub fn disk(lab: &Path) -> Result<PathBuf> {
             .arg(SIZE),
     )?;
     fs::remove_dir_all(&tree)?;
-    fs::write(stamp, "")?;
     Ok(image)
 }
