@@ -23,10 +23,6 @@ pub const LOW_END: u64 = 3 << 30;
 pub const HIGH_START: u64 = 4 << 30;
 /// Guest page size, and what one bit of the dirty bitmap stands for.
 pub const PAGE: u64 = 4096;
-/// Below, guests use little soon: a tenth, which is not worth zeroing a large page.
-const SPARSE_END: usize = 2 << 20;
-/// Of that, the part that guests look through and write to first. What is there before is faulted in once, not read and written.
-const CONVENTIONAL_END: usize = 1 << 20;
 /// What is looked at for zeros before it is copied: it stays in the processor's nearest cache.
 const PIECE: usize = 1024;
 
@@ -145,8 +141,6 @@ impl GuestMemory {
             for region in &memory.regions {
                 region.mapping.populate()?;
             }
-        } else if let Some(low) = memory.regions.first() {
-            low.mapping.use_small_pages(SPARSE_END, CONVENTIONAL_END);
         }
         Ok(memory)
     }

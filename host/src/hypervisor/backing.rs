@@ -132,26 +132,6 @@ impl Mapping {
     #[cfg(not(target_os = "linux"))]
     fn advise_huge(&self) {}
 
-    /// Has the first `len` bytes made of small pages, of which the first `now` bytes are allocated at once. Costs speed alone where the
-    /// system can't, and does nothing for a file's pages.
-    #[cfg(target_os = "linux")]
-    pub fn use_small_pages(&self, len: usize, now: usize) {
-        use rustix::mm::{Advice, madvise};
-        let start = self.pointer.as_ptr().cast();
-        if !self.shared && now <= len && len <= self.len {
-            // SAFETY: the range is ours, and its contents stay as they are.
-            let small = unsafe { madvise(start, len, Advice::LinuxNoHugepage) };
-            if small.is_ok() {
-                // SAFETY: as above.
-                let _ = unsafe { madvise(start, now, Advice::LinuxPopulateWrite) };
-            }
-        }
-    }
-
-    /// No other system is told what to make memory of.
-    #[cfg(not(target_os = "linux"))]
-    pub fn use_small_pages(&self, _: usize, _: usize) {}
-
     /// Allocates every page now.
     ///
     /// # Errors
