@@ -33,9 +33,9 @@ const UNSAFE: &[&str] = &[
     "host/src/plugins/object.rs",
     "host/src/plugins/process.rs",
     // System calls that safe wrappers don't have, and memory that is shared with the kernel.
-    "plugins/file/src/lock.rs",
-    "plugins/file/src/transfer.rs",
-    "plugins/file/src/uring.rs",
+    "block-file/src/lock.rs",
+    "block-file/src/transfer.rs",
+    "block-file/src/uring.rs",
     "plugins/memory/src/ram.rs",
     // Programs without an operating system.
     "guests/selftest/guest/",
@@ -215,8 +215,8 @@ fn crates_depend_one_way() {
             "host" => &["vmm-abi", "vmm-selftest"],
             "plugin-api" if path.contains("/abi/") => &[],
             "plugin-api" => &["vmm-abi"],
-            "virtio" => &["vmm-plugin-api"],
-            "plugins" => &["vmm-plugin-api", "vmm-virtio"],
+            "virtio" | "block-file" => &["vmm-plugin-api"],
+            "plugins" => &["vmm-block-file", "vmm-plugin-api", "vmm-virtio"],
             "examples" => &["vmm-plugin-api"],
             _ => continue,
         };

@@ -1,33 +1,11 @@
 //! `type = "file"`: a disk in a raw image file or on a block device.
 //!
-//! A request reaches the file in one of three ways. Where the file lives in memory (tmpfs) nothing ever waits, so submit
-//! does the transfer itself. Elsewhere on Linux it goes through io_uring, a whole batch with one system call; only what is in the
-//! page cache already, or goes there, is copied at once. Where there is no io_uring, each queue has threads.
-
-mod image;
-mod lock;
-mod pool;
-mod queue;
-mod transfer;
-
-#[cfg(target_os = "linux")]
-mod linux;
-#[cfg(target_os = "linux")]
-mod uring;
-#[cfg(target_os = "linux")]
-use linux as system;
-
-#[cfg(not(target_os = "linux"))]
-mod portable;
-#[cfg(not(target_os = "linux"))]
-use portable as system;
+//! The work is done by `vmm-block-file`; here it gets its options.
 
 use std::sync::Arc;
 
+use vmm_block_file::{FileQueue, Image, Settings};
 use vmm_plugin_api::{BlockBackend, BlockInfo, Host, Options, Result};
-
-use image::{Image, Settings};
-pub use queue::FileQueue;
 
 vmm_plugin_api::plugin! {
     manifest: "plugin.toml",

@@ -6,26 +6,22 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use vmm_plugin_api::abi::block::{
     BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_VOLATILE_CACHE, BLOCK_WRITE_ZEROES,
 };
 use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 
-use crate::lock::lock;
+use crate::lock::take_lock;
 use crate::system;
 use crate::transfer::{Direction, bounced, transfer};
 
 /// Longest scatter list; below every system's IOV_MAX.
 pub const MAX_SEGMENTS: u32 = 256;
 /// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
-const MAX_DISCARD: u32 = 128 << 20;
-/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
-/// starts a killed VM again must not be told that it still runs.
-const HANDOVER: Duration = Duration::from_millis(500);
+pub const MAX_DISCARD: u32 = 128 << 20;
 /// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
 const ZEROES: usize = 64 << 10;
 
@@ -123,6 +119,42 @@ impl Image {
             discard,
             flush_failed: AtomicBool::new(false),
         })
+    }
+
+    /// Around a file that its backend has made, checked and locked itself: `bytes` long, in blocks of 512 bytes. If
+    /// `skip_flush`, flushes do nothing.
+    pub fn made(file: File, path: &Path, bytes: u64, read_only: bool, skip_flush: bool) -> Self {
+        let discard = !read_only && system::can_punch(file.as_fd(), bytes);
+        let mut features = if read_only {
+            BLOCK_READ_ONLY
+        } else {
+            BLOCK_WRITE_ZEROES
+        };
+        if discard {
+            features |= BLOCK_DISCARD;
+        }
+        if !read_only && !skip_flush {
+            features |= BLOCK_VOLATILE_CACHE;
+        }
+        let info = BlockInfo {
+            bytes,
+            logical: 512,
+            physical: 4096,
+            features,
+            max_segments: MAX_SEGMENTS,
+            alignment: 1,
+            max_discard: if read_only { 0 } else { MAX_DISCARD },
+        };
+        Self {
+            in_memory: system::in_memory(file.as_fd()),
+            file,
+            path: path.to_owned(),
+            info,
+            skip_flush,
+            direct: None,
+            discard,
+            flush_failed: AtomicBool::new(false),
+        }
     }
 
     /// Size, units, features.
@@ -315,52 +347,6 @@ fn open(path: &Path, settings: &Settings) -> Result<File> {
         _ => format!("cannot open `{name}`"),
     };
     Err(io::Error::from(error)).context(advice)
-}
-
-/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
-fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
-    let end = Instant::now() + HANDOVER;
-    loop {
-        match lock(file.as_fd(), exclusive) {
-            Err(error) if held(&error) && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Whether somebody else has the lock.
-fn held(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
-    )
-}
-
-fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
-    let name = path.display();
-    match lock_soon(file, !read_only) {
-        Ok(()) => Ok(()),
-        Err(error) if held(&error) => {
-            let advice = if read_only {
-                format!(
-                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
-                )
-            } else {
-                format!(
-                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
-                )
-            };
-            Err(anyhow!(error).context(advice))
-        }
-        Err(error) => {
-            log::warn!(
-                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
-            );
-            Ok(())
-        }
-    }
 }
 
 /// Bytes in the image.

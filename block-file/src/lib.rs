@@ -1,0 +1,27 @@
+//! Disk images in files, for the backends that keep data in one: opening, locking, and queues of requests on them.
+//!
+//! A request reaches the file in one of three ways. Where the file lives in memory (tmpfs) nothing ever waits, so submit
+//! does the transfer itself. Elsewhere on Linux it goes through io_uring, a whole batch with one system call; only what is in the
+//! page cache already, or goes there, is copied at once. Where there is no io_uring, each queue has threads.
+
+mod image;
+mod lock;
+mod pool;
+mod queue;
+mod transfer;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+mod uring;
+#[cfg(target_os = "linux")]
+use linux as system;
+
+#[cfg(not(target_os = "linux"))]
+mod portable;
+#[cfg(not(target_os = "linux"))]
+use portable as system;
+
+pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
+pub use lock::take_lock;
+pub use queue::FileQueue;
