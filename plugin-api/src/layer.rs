@@ -1,8 +1,13 @@
 //! For backends that stand on others: the queue of the one below, and several descriptors as one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 
 use crate::{Batch, BlockDone, BlockQueue, BlockQueueHandle};
 
@@ -187,5 +192,62 @@ impl JoinedFd {
 impl AsFd for JoinedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// A descriptor that gets readable at a time: for a queue that holds requests back, joined with that of the queue below.
+#[derive(Debug)]
+pub struct Alarm {
+    timer: OwnedFd,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    /// One that is not set.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn new() -> std::io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Self { timer, at: None })
+    }
+
+    /// Sets it to `at`, and to nothing else.
+    pub fn set(&mut self, at: Instant) {
+        const NEVER: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if self.at == Some(at) {
+            return;
+        }
+        self.at = Some(at);
+        // No time at all would switch it off.
+        let wait = at.saturating_duration_since(Instant::now());
+        let wait = wait.max(Duration::from_nanos(1));
+        let spec = Itimerspec {
+            it_interval: NEVER,
+            it_value: Timespec::try_from(wait).unwrap_or(Timespec {
+                tv_sec: i64::MAX,
+                tv_nsec: 0,
+            }),
+        };
+        // The descriptor is a timer and the time valid: there is nothing that could fail.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec);
+    }
+
+    /// Takes the readiness of a time that has come.
+    pub fn quiet(&mut self) {
+        if self.at.is_some_and(|at| at <= Instant::now()) {
+            let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+            self.at = None;
+        }
+    }
+}
+
+impl AsFd for Alarm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
     }
 }

@@ -66,7 +66,7 @@ pub use device::{
 };
 pub use eventfd::EventFd;
 pub use host::{Counter, Doorbell, Events, Host, Interrupt};
-pub use layer::{JoinedFd, Lower, LowerQueue};
+pub use layer::{Alarm, JoinedFd, Lower, LowerQueue};
 pub use memory::{GuestMemory, GuestSlice, MemoryError};
 pub use options::Options;
 pub use queue::{Chain, Queue, QueueConfig, QueueError};

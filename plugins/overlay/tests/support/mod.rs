@@ -2,6 +2,8 @@
 
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)] // each test program uses its part
 
+pub mod made;
+
 use std::path::{Path, PathBuf};
 
 use vmm_plugin_api::testing::{Backend, FakeHost, Value, load, run_control, run_transfer};
