@@ -37,7 +37,10 @@ impl BlockBackend for Fault {
             info.features |= BLOCK_READ_ONLY;
         }
         let rules = rules::parse(options.str("rules")?, info.logical)?;
-        log::warn!("[block_dev.{}] is behind a fault layer: requests will fail on purpose", lower.name());
+        log::warn!(
+            "[block_dev.{}] is behind a fault layer: requests will fail on purpose",
+            lower.name()
+        );
         Ok(Self {
             lower,
             info,

@@ -205,7 +205,10 @@ impl BlockQueue for FaultQueue {
         if self.lower.is_dead() {
             return 0;
         }
-        let taken = batch.iter().take_while(|request| self.start(request)).count();
+        let taken = batch
+            .iter()
+            .take_while(|request| self.start(request))
+            .count();
         self.release(false);
         self.submitted = true;
         taken

@@ -133,7 +133,9 @@ fn rule(words: &mut Words<'_>, block: u32) -> Result<Rule> {
         let what = format!("a number of bytes in whole blocks of {block}");
         Action::Torn(words.parsed(&what, whole)?)
     } else {
-        return words.expected("a range such as `4096..8192`, `1M..` or `*`, or one of `error`, `delay` and `torn`");
+        return words.expected(
+            "a range such as `4096..8192`, `1M..` or `*`, or one of `error`, `delay` and `torn`",
+        );
     };
     let (mut after, mut every, mut times) = (0, 1, u64::MAX);
     loop {
@@ -281,17 +283,33 @@ mod tests {
         let rules = parse(text, 512).unwrap();
         assert_eq!(rules.len(), 4);
         let hits = |rule: &Rule, op, offset, n| -> Vec<bool> {
-            (0..n).map(|_| rule.apply(op, offset, 4096).is_some()).collect()
+            (0..n)
+                .map(|_| rule.apply(op, offset, 4096).is_some())
+                .collect()
         };
-        assert_eq!(hits(&rules[0], WRITE, 0, 5), [false; 5], "it ends where the range starts");
-        assert_eq!(hits(&rules[0], WRITE, 512, 5), [false, false, false, true, true]);
+        assert_eq!(
+            hits(&rules[0], WRITE, 0, 5),
+            [false; 5],
+            "it ends where the range starts"
+        );
+        assert_eq!(
+            hits(&rules[0], WRITE, 512, 5),
+            [false, false, false, true, true]
+        );
         assert_eq!(hits(&rules[0], BlockOp::Read, 4096, 1), [false]);
         assert_eq!(hits(&rules[0], WRITE, 8192, 1), [false]);
         let delay = Action::Delay(Duration::from_millis(10));
         assert_eq!(rules[1].apply(BlockOp::Read, 1 << 40, 1), Some(delay));
-        assert_eq!(rules[2].apply(WRITE, 1 << 20, 4096), Some(Action::Torn(512)));
+        assert_eq!(
+            rules[2].apply(WRITE, 1 << 20, 4096),
+            Some(Action::Torn(512))
+        );
         let flushes = hits(&rules[3], BlockOp::Flush, 0, 16);
-        let hit: Vec<usize> = (1..).zip(flushes).filter(|(_, hit)| *hit).map(|(i, _)| i).collect();
+        let hit: Vec<usize> = (1..)
+            .zip(flushes)
+            .filter(|(_, hit)| *hit)
+            .map(|(i, _)| i)
+            .collect();
         assert_eq!(hit, [5, 10]);
     }
 
@@ -318,7 +336,10 @@ mod tests {
         ] {
             let error = parse(text, 512).unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
-            assert!(column == 0 || error.contains(&format!("column {column}:")), "{text}: {error}");
+            assert!(
+                column == 0 || error.contains(&format!("column {column}:")),
+                "{text}: {error}"
+            );
         }
     }
 }

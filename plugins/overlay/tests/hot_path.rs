@@ -102,16 +102,25 @@ fn the_base_gets_the_guests_own_list() {
     let overlay = setup.overlay(&base, "over");
     let mut disk = setup.disk(&overlay);
     let memory = setup.host.memory();
-    let list = [memory.writable(100, 700).unwrap(), memory.writable(9000, 1348).unwrap()];
+    let list = [
+        memory.writable(100, 700).unwrap(),
+        memory.writable(9000, 1348).unwrap(),
+    ];
     let start = list[0].as_ptr() as usize - 100;
     SEEN.lock().unwrap().clear();
-    assert_eq!(run_transfer(&mut disk.queue, BlockOp::Read, 8192, &list).unwrap(), 0);
+    assert_eq!(
+        run_transfer(&mut disk.queue, BlockOp::Read, 8192, &list).unwrap(),
+        0
+    );
     let whole = vec![(start + 100, 700), (start + 9000, 1348)];
     assert_eq!(*SEEN.lock().unwrap(), [(8192, whole)]);
     // The second of four blocks is in the file.
     assert_eq!(disk.write(WRITE, 8192 + 512, &[5; 512]), 0);
     SEEN.lock().unwrap().clear();
-    assert_eq!(run_transfer(&mut disk.queue, BlockOp::Read, 8192, &list).unwrap(), 0);
+    assert_eq!(
+        run_transfer(&mut disk.queue, BlockOp::Read, 8192, &list).unwrap(),
+        0
+    );
     let parts = [
         (8192, vec![(start + 100, 512)]),
         (8192 + 1024, vec![(start + 9000 + 324, 1024)]),

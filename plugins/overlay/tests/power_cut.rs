@@ -46,7 +46,10 @@ struct Recorder(Arc<Mutex<Store>>);
 impl Upper for Recorder {
     type Queue = RecorderQueue;
     fn open_queue(&self, depth: u32) -> Result<RecorderQueue> {
-        Ok(RecorderQueue(self.0.clone(), VecDeque::with_capacity(depth as usize)))
+        Ok(RecorderQueue(
+            self.0.clone(),
+            VecDeque::with_capacity(depth as usize),
+        ))
     }
     fn frees(&self) -> bool {
         true
@@ -79,7 +82,9 @@ impl BlockQueue for RecorderQueue {
                     }
                     store.data[at..end].copy_from_slice(&bytes);
                     let durable = op == FUA && !store.lies;
-                    store.log.push(Event::Stored(request.offset(), bytes, durable));
+                    store
+                        .log
+                        .push(Event::Stored(request.offset(), bytes, durable));
                 }
             }
             self.1.push_back(request.done(0));
@@ -165,7 +170,12 @@ fn write(host: &FakeHost, base: &Backend, bytes: &[u8], lies: bool, seed: u64) -
     };
     let mut versions: Vec<Vec<Version>> = bytes
         .chunks(SECTOR)
-        .map(|bytes| vec![Version { from: 0, bytes: bytes.to_vec() }])
+        .map(|bytes| {
+            vec![Version {
+                from: 0,
+                bytes: bytes.to_vec(),
+            }]
+        })
         .collect();
     let blocks = versions.len() as u64;
     let (mut promises, mut random) = (Vec::<Promise>::new(), Random(seed));
@@ -179,7 +189,10 @@ fn write(host: &FakeHost, base: &Backend, bytes: &[u8], lies: bool, seed: u64) -
         let (mut durable, mut flush) = (false, false);
         let written = match random.below(8) {
             0 => {
-                assert_eq!(disk.control(BlockOp::WriteZeroes { unmap: true }, at, len), 0);
+                assert_eq!(
+                    disk.control(BlockOp::WriteZeroes { unmap: true }, at, len),
+                    0
+                );
                 Some(vec![0; len as usize])
             }
             1 => {
@@ -197,7 +210,10 @@ fn write(host: &FakeHost, base: &Backend, bytes: &[u8], lies: bool, seed: u64) -
         };
         if let Some(bytes) = written {
             for (versions, bytes) in versions[range.clone()].iter_mut().zip(bytes.chunks(SECTOR)) {
-                versions.push(Version { from, bytes: bytes.to_vec() });
+                versions.push(Version {
+                    from,
+                    bytes: bytes.to_vec(),
+                });
             }
         }
         let latest = || versions.iter().map(|v| v.len() - 1);
@@ -216,14 +232,21 @@ fn write(host: &FakeHost, base: &Backend, bytes: &[u8], lies: bool, seed: u64) -
                 .collect(),
             (true, _) => latest().collect(),
         };
-        promises.push(Promise { at: position(), floor });
+        promises.push(Promise {
+            at: position(),
+            floor,
+        });
     }
     // What is in the log from here on, the end in order, is no part of the run.
     let end = position();
     drop(disk);
     drop(backend);
     store.0.lock().unwrap().log.truncate(end);
-    Run { store, versions, promises }
+    Run {
+        store,
+        versions,
+        promises,
+    }
 }
 
 /// The store as a power cut after `cut` events may leave it.
@@ -236,7 +259,9 @@ fn after_cut(run: &Run, cut: usize, random: &mut Random) -> Recorder {
         .unwrap_or(0);
     let most = random.below(4);
     for (i, event) in store.log[..cut].iter().enumerate() {
-        let Event::Stored(at, bytes, durable) = event else { continue };
+        let Event::Stored(at, bytes, durable) = event else {
+            continue;
+        };
         for (n, sector) in bytes.chunks(SECTOR).enumerate() {
             // Sometimes nearly all is lost, sometimes nearly nothing.
             let survives = *durable || i < flushed || random.below(4) >= most;
@@ -246,7 +271,10 @@ fn after_cut(run: &Run, cut: usize, random: &mut Random) -> Recorder {
             }
         }
     }
-    Recorder(Arc::new(Mutex::new(Store { data, ..Store::default() })))
+    Recorder(Arc::new(Mutex::new(Store {
+        data,
+        ..Store::default()
+    })))
 }
 
 /// Cuts the power at random; the first block that is not what it may be.
@@ -265,7 +293,9 @@ fn cut_everywhere(lies: bool) -> Result<usize, String> {
         ("direct", false.into()),
         ("discard", true.into()),
     ];
-    let base = host.block(load("vmm-plugin-file").unwrap(), "file", &options).unwrap();
+    let base = host
+        .block(load("vmm-plugin-file").unwrap(), "file", &options)
+        .unwrap();
     let mut random = Random(0x5eed);
     let mut cuts = 0;
     for seed in 1..=4 {
@@ -286,7 +316,9 @@ fn cut_everywhere(lies: bool) -> Result<usize, String> {
                 let may = |v: &Version| v.bytes == found;
                 let mut candidates = versions[floor..].iter().enumerate();
                 if !candidates.any(|(i, v)| (i == 0 || v.from < cut) && may(v)) {
-                    return Err(format!("seed {seed}, cut after {cut} of {events}: block {block}"));
+                    return Err(format!(
+                        "seed {seed}, cut after {cut} of {events}: block {block}"
+                    ));
                 }
             }
             cuts += 1;

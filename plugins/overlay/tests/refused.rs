@@ -29,7 +29,11 @@ fn a_base_that_can_be_written_to() {
     let base = setup.file("base", &[("read_only", false.into())]);
     says(
         setup.try_overlay(&base, "over", &[]),
-        &["`backing`: [block_dev.", "can be written to", "`read_only = true`"],
+        &[
+            "`backing`: [block_dev.",
+            "can be written to",
+            "`read_only = true`",
+        ],
     );
     assert!(!setup.path("over").exists());
 }
@@ -49,11 +53,19 @@ fn a_base_that_has_changed() {
     change(&setup, "base", 0, b"?");
     says(
         setup.try_overlay(&setup.file("base", &[]), "over", &[]),
-        &["over", "other contents", "changed or replaced", "restore the base"],
+        &[
+            "over",
+            "other contents",
+            "changed or replaced",
+            "restore the base",
+        ],
     );
     setup.image("base", MIB);
     made();
-    let file = std::fs::File::options().write(true).open(setup.path("base")).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(setup.path("base"))
+        .unwrap();
     file.set_len(2 * MIB).unwrap();
     says(
         setup.try_overlay(&setup.file("base", &[]), "over", &[]),
@@ -61,7 +73,10 @@ fn a_base_that_has_changed() {
     );
     file.set_len(MIB).unwrap();
     let base = setup.file("base", &[("block_size", 4096u64.into())]);
-    says(setup.try_overlay(&base, "over", &[]), &["`block_size = 512`"]);
+    says(
+        setup.try_overlay(&base, "over", &[]),
+        &["`block_size = 512`"],
+    );
 }
 
 #[test]
@@ -70,21 +85,39 @@ fn a_file_that_is_something_else() {
     let image = setup.image("base", MIB);
     let base = setup.file("base", &[]);
     setup.image("image", MIB);
-    says(setup.try_overlay(&base, "image", &[]), &["image", "is no overlay"]);
-    assert!(std::fs::read(setup.path("image")).unwrap() == image, "left as it is");
+    says(
+        setup.try_overlay(&base, "image", &[]),
+        &["image", "is no overlay"],
+    );
+    assert!(
+        std::fs::read(setup.path("image")).unwrap() == image,
+        "left as it is"
+    );
     std::fs::write(setup.path("short"), b"no").unwrap();
     says(setup.try_overlay(&base, "short", &[]), &["is no overlay"]);
     std::fs::create_dir(setup.path("folder")).unwrap();
     says(setup.try_overlay(&base, "folder", &[]), &["no plain file"]);
-    says(setup.try_overlay(&base, "absent/over", &[]), &["cannot open or make"]);
+    says(
+        setup.try_overlay(&base, "absent/over", &[]),
+        &["cannot open or make"],
+    );
     let lost = [("keep", Value::from(false))];
-    says(setup.try_overlay(&base, "absent/over", &lost), &["cannot make a file", "absent"]);
+    says(
+        setup.try_overlay(&base, "absent/over", &lost),
+        &["cannot make a file", "absent"],
+    );
 
     drop(setup.overlay(&base, "over"));
     change(&setup, "over", 16, &[0xff]);
-    says(setup.try_overlay(&base, "over", &[]), &["header is damaged"]);
+    says(
+        setup.try_overlay(&base, "over", &[]),
+        &["header is damaged"],
+    );
     change(&setup, "over", 8, &[2]);
-    says(setup.try_overlay(&base, "over", &[]), &["version 2", "knows version 1"]);
+    says(
+        setup.try_overlay(&base, "over", &[]),
+        &["version 2", "knows version 1"],
+    );
 }
 
 #[test]
@@ -93,14 +126,23 @@ fn read_only_and_not_kept() {
     setup.image("base", MIB);
     let base = setup.file("base", &[]);
     let only = [("read_only", Value::from(true))];
-    says(setup.try_overlay(&base, "absent", &only), &["absent", "read_only"]);
+    says(
+        setup.try_overlay(&base, "absent", &only),
+        &["absent", "read_only"],
+    );
     assert!(!setup.path("absent").exists());
     std::fs::write(setup.path("empty"), b"").unwrap();
     says(setup.try_overlay(&base, "empty", &only), &["is empty"]);
     let both = [("read_only", Value::from(true)), ("keep", false.into())];
-    says(setup.try_overlay(&base, "over", &both), &["`keep = false`", "remove one"]);
+    says(
+        setup.try_overlay(&base, "over", &both),
+        &["`keep = false`", "remove one"],
+    );
     drop(setup.overlay(&base, "over"));
-    let file = std::fs::File::options().write(true).open(setup.path("over")).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(setup.path("over"))
+        .unwrap();
     file.set_len(MIB).unwrap();
     says(setup.try_overlay(&base, "over", &only), &["has been cut"]);
 }
@@ -111,7 +153,10 @@ fn a_file_in_use() {
     setup.image("base", MIB);
     let base = setup.file("base", &[]);
     let first = setup.overlay(&base, "over");
-    says(setup.try_overlay(&base, "over", &[]), &["over", "in use by another"]);
+    says(
+        setup.try_overlay(&base, "over", &[]),
+        &["over", "in use by another"],
+    );
     drop(first);
     let _second = setup.overlay(&base, "over");
 }
@@ -165,9 +210,20 @@ fn a_full_filesystem_fails_the_write_only() {
         return fill(std::path::Path::new(&dir));
     }
     let dir = tempfile::tempdir().unwrap();
-    let script = format!("mount -t tmpfs -o size=2m none \"$VMM_TEST_CHILD\" && exec \"$0\" --exact {NAME} --nocapture");
+    let script = format!(
+        "mount -t tmpfs -o size=2m none \"$VMM_TEST_CHILD\" && exec \"$0\" --exact {NAME} --nocapture"
+    );
     let output = std::process::Command::new("unshare")
-        .args([if rustix::process::geteuid().is_root() { "-m" } else { "-rm" }, "sh", "-c", &script])
+        .args([
+            if rustix::process::geteuid().is_root() {
+                "-m"
+            } else {
+                "-rm"
+            },
+            "sh",
+            "-c",
+            &script,
+        ])
         .arg(std::env::current_exe().unwrap())
         .env("VMM_TEST_CHILD", dir.path())
         .output();
@@ -175,10 +231,16 @@ fn a_full_filesystem_fails_the_write_only() {
         Ok(output) => output,
         Err(error) => return println!("SKIPPED: {NAME}: unshare: {error}"),
     };
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     if !out.contains("running 1 test") {
         return println!("SKIPPED: {NAME}: no small filesystem here: {}", err.trim());
     }
-    assert!(output.status.success() && out.contains("full: "), "{out}\n{err}");
+    assert!(
+        output.status.success() && out.contains("full: "),
+        "{out}\n{err}"
+    );
     print!("{out}");
 }

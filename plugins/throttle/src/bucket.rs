@@ -43,7 +43,9 @@ impl Bucket {
         let next = |taken: u64| taken.max(oldest).saturating_add(time);
         let old = self
             .taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| Some(next(taken)));
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
+                Some(next(taken))
+            });
         next(old.unwrap_or_else(|taken| taken))
     }
 }

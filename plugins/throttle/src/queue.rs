@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use vmm_plugin_api::{
-    Alarm, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle, BlockRequest, JoinedFd, LowerQueue,
+    Alarm, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle, BlockRequest, JoinedFd,
+    LowerQueue,
 };
 
 use crate::Limits;
@@ -62,7 +63,11 @@ impl ThrottleQueue {
             return 0;
         }
         let now = self.limits.now();
-        let ready = self.starts.iter().take_while(|start| **start <= now).count();
+        let ready = self
+            .starts
+            .iter()
+            .take_while(|start| **start <= now)
+            .count();
         let taken = self.lower.submit(ready);
         self.starts.drain(..taken);
         match self.starts.front() {

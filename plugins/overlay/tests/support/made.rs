@@ -2,9 +2,9 @@
 
 #![allow(dead_code, missing_docs, unsafe_code, clippy::unwrap_used)]
 
+use vmm_plugin_api::BlockBackend;
 use vmm_plugin_api::abi::{Host as AbiHost, Obj, Opt, Root, Sink, Str};
 use vmm_plugin_api::private::{CreateCall, create_block, root};
-use vmm_plugin_api::BlockBackend;
 
 /// The root of a plugin with one block backend.
 pub const fn root_of<T: BlockBackend>() -> Root {
