@@ -20,7 +20,7 @@ use crate::transfer::{Direction, bounced, transfer};
 /// Longest scatter list; below every system's IOV_MAX.
 pub const MAX_SEGMENTS: u32 = 256;
 /// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
-const MAX_DISCARD: u32 = 128 << 20;
+pub const MAX_DISCARD: u32 = 128 << 20;
 /// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
 const ZEROES: usize = 64 << 10;
 
@@ -116,6 +116,42 @@ impl Image {
             discard,
             flush_failed: AtomicBool::new(false),
         })
+    }
+
+    /// Around a file that its backend has made, checked and locked itself: `bytes` long, in blocks of 512 bytes. If
+    /// `skip_flush`, flushes do nothing.
+    pub fn made(file: File, path: &Path, bytes: u64, read_only: bool, skip_flush: bool) -> Self {
+        let discard = !read_only && system::can_punch(file.as_fd(), bytes);
+        let mut features = if read_only {
+            BLOCK_READ_ONLY
+        } else {
+            BLOCK_WRITE_ZEROES
+        };
+        if discard {
+            features |= BLOCK_DISCARD;
+        }
+        if !read_only && !skip_flush {
+            features |= BLOCK_VOLATILE_CACHE;
+        }
+        let info = BlockInfo {
+            bytes,
+            logical: 512,
+            physical: 4096,
+            features,
+            max_segments: MAX_SEGMENTS,
+            alignment: 1,
+            max_discard: if read_only { 0 } else { MAX_DISCARD },
+        };
+        Self {
+            in_memory: system::in_memory(file.as_fd()),
+            file,
+            path: path.to_owned(),
+            info,
+            skip_flush,
+            direct: None,
+            discard,
+            flush_failed: AtomicBool::new(false),
+        }
     }
 
     /// Size, units, features.

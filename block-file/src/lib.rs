@@ -23,7 +23,8 @@ mod portable;
 #[cfg(not(target_os = "linux"))]
 use portable as system;
 
-pub use image::{Image, MAX_SEGMENTS, Settings};
+pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
+pub use lock::take_lock;
 pub use open::open_locked;
 pub use queue::FileQueue;
 pub use system::{can_punch, in_memory, punch};

@@ -3,8 +3,14 @@
 
 #![allow(unsafe_code)] // fcntl with a `struct flock` has no safe wrapper for this kind of lock
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use vmm_plugin_api::Result;
 
 #[cfg(target_os = "linux")]
 const F_OFD_SETLK: libc::c_int = libc::F_OFD_SETLK;
@@ -17,7 +23,7 @@ const F_OFD_SETLK: libc::c_int = 48;
 /// # Errors
 /// `WouldBlock` or `PermissionDenied`: somebody else has it. Others: this filesystem can't lock.
 #[cfg(any(target_os = "linux", target_os = "illumos"))]
-pub fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     // SAFETY: all-zero is a valid `flock`: the whole file from offset 0, pid 0 as OFD locks demand.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = if exclusive {
@@ -35,7 +41,7 @@ pub fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
 
 /// Systems without such locks have flock(2), which ends with the descriptor as well.
 #[cfg(not(any(target_os = "linux", target_os = "illumos")))]
-pub fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
     let kind = if exclusive {
         NonBlockingLockExclusive
@@ -43,4 +49,58 @@ pub fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
         NonBlockingLockShared
     };
     Ok(rustix::fs::flock(file, kind)?)
+}
+
+/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
+/// starts a killed VM again must not be told that it still runs.
+const HANDOVER: Duration = Duration::from_millis(500);
+
+/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
+fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
+    let end = Instant::now() + HANDOVER;
+    loop {
+        match lock(file.as_fd(), exclusive) {
+            Err(error) if held(&error) && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether somebody else has the lock.
+fn held(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
+    )
+}
+
+/// Locks an image for writing by one, or for reading by several.
+///
+/// # Errors
+/// Somebody else has it, and what to do. A filesystem that can't lock only gets a warning.
+pub fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
+    let name = path.display();
+    match lock_soon(file, !read_only) {
+        Ok(()) => Ok(()),
+        Err(error) if held(&error) => {
+            let advice = if read_only {
+                format!(
+                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
+                )
+            } else {
+                format!(
+                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
+                )
+            };
+            Err(anyhow!(error).context(advice))
+        }
+        Err(error) => {
+            log::warn!(
+                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
+            );
+            Ok(())
+        }
+    }
 }

@@ -2,21 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::fs::{Mode, OFlags};
 use vmm_plugin_api::Result;
 
-use crate::lock::lock;
+use crate::lock::take_lock;
 use crate::system;
 
-/// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who
-/// starts a killed VM again must not be told that it still runs.
-const HANDOVER: Duration = Duration::from_millis(500);
 /// Opens and locks the file or block device at `path`: for this process alone, or, with `read_only`, shared with others that
 /// read. Also tells whether it is a block device. `direct` bypasses the page cache.
 ///
@@ -93,50 +88,4 @@ fn open(path: &Path, read_only: bool, direct: bool) -> Result<File> {
         _ => format!("cannot open `{name}`"),
     };
     Err(io::Error::from(error)).context(advice)
-}
-
-/// Locks, or finds that somebody else keeps the lock for longer than [`HANDOVER`].
-fn lock_soon(file: &File, exclusive: bool) -> io::Result<()> {
-    let end = Instant::now() + HANDOVER;
-    loop {
-        match lock(file.as_fd(), exclusive) {
-            Err(error) if held(&error) && Instant::now() < end => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Whether somebody else has the lock.
-fn held(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::PermissionDenied
-    )
-}
-
-fn take_lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
-    let name = path.display();
-    match lock_soon(file, !read_only) {
-        Ok(()) => Ok(()),
-        Err(error) if held(&error) => {
-            let advice = if read_only {
-                format!(
-                    "`{name}` is being written to by another VM or disk, so it can't be shared now; stop that one, or make it `read_only` too"
-                )
-            } else {
-                format!(
-                    "`{name}` is in use by another VM or disk, which would corrupt it; stop that one, give each its own copy, or set `read_only = true` in all of them"
-                )
-            };
-            Err(anyhow!(error).context(advice))
-        }
-        Err(error) => {
-            log::warn!(
-                "`{name}` can't be locked on its filesystem ({error}): see to it that no other VM writes to it"
-            );
-            Ok(())
-        }
-    }
 }

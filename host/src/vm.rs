@@ -237,16 +237,21 @@ impl Vm {
         }
         self.timeline.mark(Mark::Running);
         self.vcpus.resume();
-        // What was needed up to here is most of the code.
-        resident::release_code();
         Ok(None)
     }
 
     /// Acts on messages until the VM ends.
     fn serve(&mut self) -> Result<Ending> {
         let resets = &mut ResetLog::default();
+        let mut released = false;
         loop {
-            let next = match self.receive()? {
+            let message = self.receive()?;
+            if message.is_none() && !released {
+                // What was needed up to here is most of the code.
+                resident::release_code();
+                released = true;
+            }
+            let next = match message {
                 Some(Message::Event(event)) => self.handle(event, resets)?,
                 Some(Message::Signal(signals::NMI_BUTTON)) => {
                     log::info!("SIGUSR2: each CPU gets a non-maskable interrupt");

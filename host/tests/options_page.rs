@@ -65,3 +65,24 @@ fn every_shipped_configuration_is_accepted() {
         assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{profile}");
     }
 }
+
+/// A snippet is a VM file but for `[main]`.
+#[test]
+fn every_snippet_about_disks_is_accepted() {
+    let scene = Scene::with_our_plugins();
+    scene.write("disk.img", "");
+    let page = std::fs::read_to_string(workspace().join("docs/disks.md")).unwrap();
+    let snippets: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(snippets.len() >= 4, "{snippets:?}");
+    for snippet in snippets {
+        let main = "[main]\nname = \"x\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\n";
+        scene.write("snippet.toml", format!("{main}\n{snippet}"));
+        let ran = scene.run(&["check", "snippet.toml", "--plugin-path", "plugins"]);
+        let got = (ran.code, ran.stderr.as_str());
+        assert_eq!(got, (Some(0), ""), "{snippet}");
+    }
+}

@@ -283,7 +283,12 @@ impl BlockQueueHandle {
     /// Hands over the batch; what was taken leaves it, from the front. What stays (the queue is full) is submitted again later.
     /// Returns how many were taken.
     pub fn submit(&mut self, batch: &mut Batch) -> usize {
-        let reqs = batch.prepare();
+        self.submit_first(batch, usize::MAX)
+    }
+
+    /// As [`BlockQueueHandle::submit`], but at most the first `limit` requests.
+    pub fn submit_first(&mut self, batch: &mut Batch, limit: usize) -> usize {
+        let reqs = batch.prepare(limit);
         if reqs.is_empty() {
             return 0;
         }
@@ -381,15 +386,30 @@ impl Batch {
         });
     }
 
-    /// Points each request at its scatter list, now that the lists no longer move.
-    fn prepare(&mut self) -> &[BlockReq] {
+    /// Points the first `limit` requests at their scatter lists, now that the lists no longer move.
+    fn prepare(&mut self, limit: usize) -> &[BlockReq] {
+        let first = limit.min(self.reqs.len());
         let mut rest: &[GuestSlice] = &self.segments;
-        for req in &mut self.reqs {
+        for req in &mut self.reqs[..first] {
             let (own, others) = rest.split_at(req.iov_count);
             req.iov = own.as_ptr().cast();
             rest = others;
         }
-        &self.reqs
+        &self.reqs[..first]
+    }
+
+    /// Hands at most the first `limit` requests to a queue of the caller's own plugin, which needs no handle. What was taken
+    /// leaves the batch. Returns how many.
+    pub fn submit_to(&mut self, queue: &mut impl BlockQueue, limit: usize) -> usize {
+        let reqs = self.prepare(limit);
+        if reqs.is_empty() {
+            return 0;
+        }
+        // SAFETY: `BlockRequest` is a transparent `BlockReq`; `prepare` has pointed each at its part of the batch's list.
+        let requests =
+            unsafe { std::slice::from_raw_parts(reqs.as_ptr().cast::<BlockRequest>(), reqs.len()) };
+        let taken = queue.submit(requests);
+        self.remove(taken)
     }
 
     fn remove(&mut self, taken: usize) -> usize {

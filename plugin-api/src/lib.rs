@@ -47,6 +47,7 @@ mod export;
 mod guard;
 mod host;
 mod iface;
+mod layer;
 mod log_bridge;
 mod memory;
 mod options;
@@ -65,6 +66,7 @@ pub use device::{
 };
 pub use eventfd::EventFd;
 pub use host::{Counter, Doorbell, Events, Host, Interrupt};
+pub use layer::{Alarm, JoinedFd, Lower, LowerQueue};
 pub use memory::{GuestMemory, GuestSlice, MemoryError};
 pub use options::Options;
 pub use queue::{Chain, Queue, QueueConfig, QueueError};

@@ -20,6 +20,7 @@
 //! The test plays the guest (register access, memory) and the I/O thread ([`FakeHost::poll`]), so what happens is in its hands.
 //! What a host lends for the life of the process (memory, interrupt descriptors) is leaked here as well.
 
+mod block;
 mod driver;
 mod instance;
 mod load;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE, Root};
 
 use crate::{GuestMemory, Result};
+pub use block::{run_batch, run_control, run_transfer};
 pub use driver::{Buffer, DriverQueue, VirtioDriver};
 use instance::Instance;
 pub use load::load;

@@ -105,3 +105,44 @@ fn file_through_the_page_cache_and_around_it() {
         torture(|host| host.block(root, "file", &options).unwrap(), 2);
     }
 }
+
+/// Layers on each other as `docs/disks.md` shows them: what the guest sees is one disk.
+#[test]
+fn an_overlay_on_a_throttle_on_a_fault_layer_on_a_file() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (image, overlay) = (dir.path().join("base"), dir.path().join("overlay"));
+    let base = std::fs::File::create(&image).unwrap();
+    base.set_len(SECTORS * 512).unwrap();
+    let stack = |host: &FakeHost| {
+        let options: [(&str, Value); 5] = [
+            ("path", image.to_str().unwrap().into()),
+            ("block_size", 512u64.into()),
+            ("workers", 4u64.into()),
+            ("discard", true.into()),
+            ("read_only", true.into()),
+        ];
+        let root = load("vmm-plugin-file").unwrap();
+        let file = host.block(root, "file", &options).unwrap();
+        let root = load("vmm-plugin-fault").unwrap();
+        let options = [
+            ("backing", Value::from(&file)),
+            ("rules", "read delay 300us every 5".into()),
+        ];
+        let fault = host.block(root, "fault", &options).unwrap();
+        let root = load("vmm-plugin-throttle").unwrap();
+        let options = [
+            ("backing", Value::from(&fault)),
+            ("ops_per_second", 50_000u64.into()),
+        ];
+        let throttle = host.block(root, "throttle", &options).unwrap();
+        let root = load("vmm-plugin-overlay").unwrap();
+        let options = [
+            ("backing", Value::from(&throttle)),
+            ("path", overlay.to_str().unwrap().into()),
+            ("keep", true.into()),
+            ("workers", 4u64.into()),
+        ];
+        host.block(root, "overlay", &options).unwrap()
+    };
+    torture(stack, 2);
+}
