@@ -204,8 +204,8 @@ impl Admin {
     /// Section 7.6.2: finishes and flushes everything.
     fn shut_down(&mut self) {
         self.queues.close(true);
-        self.pair = None;
-        self.halted = true;
+        // One that was not enabled can be.
+        self.halted |= self.pair.take().is_some();
         self.flush();
         self.shared.registers.set_shutdown_status(SHUT_DOWN);
     }

@@ -162,6 +162,8 @@ impl Registers {
         let new = Configuration(value & 0x00ff_fff1);
         let old = Configuration(self.cc.swap(new.0, Ordering::AcqRel));
         if old.enabled() && !new.enabled() {
+            // A reset ends a shutdown that has not been finished.
+            self.shutdown.store(false, Ordering::Release);
             self.reset.store(true, Ordering::Release);
         }
         if old.shutdown() == 0 && new.shutdown() != 0 {

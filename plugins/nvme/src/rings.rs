@@ -220,18 +220,22 @@ impl CompletionQueue {
         true
     }
 
-    /// With the INTx pin, which falls when the guest has taken everything: makes the shadow tell that at once.
+    /// With the INTx pin, which falls when the guest has taken everything: makes the guest tell when it takes something, which with
+    /// the shadow it does not by itself. Called before the thread sleeps.
     ///
     /// # Errors
     /// As [`CompletionQueue::refresh`].
     pub(crate) fn follow_head(&mut self, doorbells: &Doorbells) -> Result<(), Misuse> {
-        let Some(shadow) = self.shadow else {
+        if self.shadow.is_none() {
             return Ok(());
-        };
+        }
         // Again when the guest has moved it meanwhile: it then has compared with the old index. Not for ever, though.
         for _ in 0..8 {
             let head = self.head;
-            shadow.want_head(self.id, head);
+            if head == self.tail {
+                break;
+            }
+            self.want_doorbell(doorbells);
             self.refresh(doorbells)?;
             if self.head == head {
                 break;

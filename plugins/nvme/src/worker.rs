@@ -159,6 +159,10 @@ impl Worker {
 
     /// Asks the guest to ring, and looks whether there is something to do all the same.
     fn must_stay_awake(&mut self) -> bool {
+        if self.queue.vector.is_some() && !self.shared.interrupts.msix() {
+            let result = self.queue.follow_head(&self.shared.doorbells);
+            self.check(result);
+        }
         if !self.engine.has_room() {
             // A completion makes room.
             return false;
@@ -218,12 +222,6 @@ impl Worker {
         }
         if let Some(vector) = queue.vector {
             let bell = &shared.doorbells.completion[usize::from(queue.id)];
-            if !shared.interrupts.msix() {
-                let result = queue.follow_head(&shared.doorbells);
-                if let Err(misuse) = result {
-                    shared.misused(misuse);
-                }
-            }
             shared.interrupts.raise(queue.id, vector, || bell.unread());
         }
     }

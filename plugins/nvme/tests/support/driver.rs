@@ -164,6 +164,11 @@ impl<'a> Driver<'a> {
     }
 
     pub fn rings(&mut self, id: u16, sq_size: u32, cq_size: u32) -> Pair {
+        if let Some((doorbells, events)) = self.shadow {
+            let slot = 8 * u64::from(id);
+            self.memory.write(doorbells + slot, &[0; 8]).unwrap();
+            self.memory.write(events + slot, &[0; 8]).unwrap();
+        }
         Pair {
             sq_at: self.allocate(64 * u64::from(sq_size), 4096),
             sq_size,
