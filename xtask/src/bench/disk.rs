@@ -1,28 +1,39 @@
-//! What a request to a disk in a file costs without a guest, by depth, on the workspace's filesystem and on tmpfs.
+//! What a request costs without a guest, by depth: to a disk in a file, on the workspace's filesystem and on tmpfs; and through an
+//! NVMe controller to a disk in memory.
 
 use crate::workspace::{self, Profile};
 use anyhow::{Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Prints nanoseconds per request.
-pub fn run() -> Result<()> {
+/// An example of a plugin, built.
+fn example(package: &str, name: &str) -> Result<PathBuf> {
     let arguments = [
         "build",
         "--release",
         "--quiet",
         "-p",
-        "vmm-plugin-file",
+        package,
         "--example",
-        "engines",
+        name,
     ];
     let built = workspace::cargo(&arguments).status()?;
     ensure!(built.success(), "the bench does not build");
-    let program = workspace::output(Profile::Release).join("examples/engines");
+    Ok(workspace::output(Profile::Release)
+        .join("examples")
+        .join(name))
+}
+
+/// Prints nanoseconds per request.
+pub fn run() -> Result<()> {
+    let program = example("vmm-plugin-file", "engines")?;
     for folder in [workspace::target().as_path(), Path::new("/dev/shm")] {
         println!("in {}:", folder.display());
         let status = Command::new(&program).arg(folder).status()?;
         ensure!(status.success(), "the bench has failed: {status}");
     }
+    println!("through an NVMe controller:");
+    let status = Command::new(example("vmm-plugin-nvme", "depths")?).status()?;
+    ensure!(status.success(), "the bench has failed: {status}");
     Ok(())
 }
