@@ -200,7 +200,7 @@ impl Bounce {
     }
 
     /// The present request is over; the first piece of the one that waited.
-    pub fn next(&mut self) -> Option<Piece> {
+    pub fn finish(&mut self) -> Option<Piece> {
         self.jobs.swap(0, 1);
         self.count = self.count.saturating_sub(1);
         (self.count > 0).then(|| self.piece())

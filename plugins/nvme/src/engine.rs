@@ -300,7 +300,7 @@ impl Engine {
                     Progress::Done => {}
                 }
             }
-            piece = self.bounce.next();
+            piece = self.bounce.finish();
         } else if self.trims.owns(token) {
             if result == 0
                 && let Some(piece) = self.trims.piece()
@@ -326,10 +326,12 @@ impl Engine {
             return;
         };
         self.free.push(index as u16);
-        if slot.op == BlockOp::Read && !slot.compares && self.memory.tracking() {
-            if let Ok(data) = slot.command.data() {
-                data::mark(self.memory, data, slot.len);
-            }
+        if slot.op == BlockOp::Read
+            && !slot.compares
+            && self.memory.tracking()
+            && let Ok(data) = slot.command.data()
+        {
+            data::mark(self.memory, data, slot.len);
         }
         if status.is_success() && slot.compares {
             self.tally.compared();

@@ -13,8 +13,8 @@ use crate::status::Status;
 
 /// Bytes of every identify structure.
 const BYTES: usize = 4096;
-/// The controller's own identifier in its subsystem.
-const CONTROLLER: u16 = 0;
+/// The controller's own identifier in its subsystem (`CNTLID`).
+const CONTROLLER: u16 = 1;
 /// What the controller is called (`MN`).
 const MODEL: &str = "vmm-host NVMe disk";
 /// Kelvin at which a real one would be in danger (`CCTEMP`).

@@ -1,5 +1,7 @@
 //! The data path allocates nothing once it has warmed up.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,7 @@
 //! Reset, shutdown, deletion, pause and stop under load; interrupts, shadow doorbells, and backends that fail.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::sync::atomic::Ordering;

@@ -1,5 +1,7 @@
 //! The NVM commands and their data pointers, on a disk that the test looks into.
 
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::sync::atomic::Ordering;

@@ -243,7 +243,7 @@ impl BlockWorker {
             {
                 return self.submit_piece(Some(piece));
             }
-            next = bounce.next();
+            next = bounce.finish();
         }
         self.retire(token, result == 0, queue);
         self.submit_piece(next);
