@@ -72,7 +72,7 @@ abi = "1.0"
 name = "seed"
 version = "0"
 [[driver]]
-name = "pci-nvme"
+name = "pci-virtio-socket"
 bus = "pci"
 [[driver.option]]
 name = "colour"
@@ -107,12 +107,12 @@ fn a_plugin_takes_the_place_of_what_is_known() {
         scene.write("vm.toml", format!("{MAIN}{rest}"));
         scene.run(&["check", "vm.toml", "--plugin-path", "plugins"])
     };
-    let nvme = "[dev.a]\ndriver = \"pci-nvme\"\npci-path = \"0.4.0\"\n";
-    let ran = check(&format!("{nvme}colour = \"red\"\n"));
+    let socket = "[dev.a]\ndriver = \"pci-virtio-socket\"\npci-path = \"0.4.0\"\n";
+    let ran = check(&format!("{socket}colour = \"red\"\n"));
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
-    let ran = check(&format!("{nvme}block_dev = \"x\"\n"));
+    let ran = check(&format!("{socket}guest_cid = 3\n"));
     assert!(
-        ran.stderr.contains("[dev.a] has no key `block_dev`"),
+        ran.stderr.contains("[dev.a] has no key `guest_cid`"),
         "{ran:?}"
     );
 

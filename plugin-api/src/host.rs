@@ -212,31 +212,13 @@ impl Host {
         self.0.event.context("this host offers no events")
     }
 
-    /// Binds a doorbell to `fd` for the life of the object. From start on. `Ok(false)`: not on this machine; the write
+    /// Binds a doorbell to `fd`, until [`Host::end_doorbell`] or for the life of the object. From start on, any thread. `Ok(false)`: not on this machine; the write
     /// arrives in [`crate::Device::write`], which a device must handle in any case.
     ///
     /// # Errors
     /// The host refuses it: no such region, address taken, out of resources.
     pub fn doorbell(&self, bell: Doorbell, fd: BorrowedFd<'_>) -> Result<bool> {
-        let event = self.event()?;
-        let flags = if bell.value.is_some() {
-            abi::DOORBELL_MATCH
-        } else {
-            0
-        };
-        let value = bell.value.unwrap_or(0);
-        // SAFETY: a call by the table's contract.
-        let code = unsafe {
-            (event.doorbell)(
-                self.0.raw.ctx,
-                bell.region,
-                bell.offset,
-                bell.width,
-                flags,
-                value,
-                fd.as_raw_fd(),
-            )
-        };
+        let code = self.call_doorbell(bell, 0, fd)?;
         if code == -libc::ENOTSUP {
             return Ok(false);
         }
@@ -248,6 +230,44 @@ impl Host {
             ),
         )?;
         Ok(true)
+    }
+
+    /// Ends the binding of a doorbell to `fd`: writes arrive in [`crate::Device::write`] again. One under way on a vCPU may still signal.
+    ///
+    /// # Errors
+    /// It is not bound.
+    pub fn end_doorbell(&self, bell: Doorbell, fd: BorrowedFd<'_>) -> Result<()> {
+        let code = self.call_doorbell(bell, abi::DOORBELL_END, fd)?;
+        check(
+            code,
+            &format!(
+                "to end the doorbell at offset {:#x} of region {}",
+                bell.offset, bell.region
+            ),
+        )?;
+        Ok(())
+    }
+
+    fn call_doorbell(&self, bell: Doorbell, flags: u32, fd: BorrowedFd<'_>) -> Result<i32> {
+        let event = self.event()?;
+        let matching = if bell.value.is_some() {
+            abi::DOORBELL_MATCH
+        } else {
+            0
+        };
+        let value = bell.value.unwrap_or(0);
+        // SAFETY: a call by the table's contract.
+        Ok(unsafe {
+            (event.doorbell)(
+                self.0.raw.ctx,
+                bell.region,
+                bell.offset,
+                bell.width,
+                flags | matching,
+                value,
+                fd.as_raw_fd(),
+            )
+        })
     }
 
     /// Calls the object's `ready` with `token` on the I/O thread for as long as `fd` is ready for `events`. Replaces an

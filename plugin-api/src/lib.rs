@@ -39,6 +39,7 @@
 //! freezes the process: a segmentation fault, stack overflow, `abort`, a panic while panicking, `panic = "abort"`, deadlock.
 
 mod block;
+mod bounce;
 mod buffer;
 mod chardev;
 mod device;
@@ -60,6 +61,7 @@ pub use block::{
     Batch, BlockBackend, BlockDevice, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle,
     BlockRequest,
 };
+pub use bounce::{Bounce, Piece, Progress};
 pub use chardev::{CharBackend, CharDevice};
 pub use device::{
     Capability, Description, Device, PciDescription, Pin, Region, RegionKind, Trigger,

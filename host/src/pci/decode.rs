@@ -187,6 +187,30 @@ impl<V: Vm> Decoder<V> {
         Ok(able)
     }
 
+    /// Ends a binding: writes go to [`Registers::write`] again.
+    ///
+    /// # Errors
+    /// There is none of these numbers.
+    pub fn end(
+        &self,
+        WindowId(id): WindowId,
+        offset: u64,
+        width: u8,
+        value: Option<u64>,
+    ) -> Result<()> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.get_mut(id).context("no such window")?;
+        let owner = &window.desc.owner;
+        let at = window
+            .doorbells
+            .iter()
+            .position(|bell| (bell.offset, bell.width, bell.value) == (offset, width, value))
+            .with_context(|| format!("{owner}: no doorbell is bound at offset {offset:#x}"))?;
+        let mut binding = window.doorbells.remove(at);
+        binding.unbind(&*self.vm, owner);
+        Ok(())
+    }
+
     fn map(&self, window: &mut Window) {
         let Some(base) = window.wanted.address else {
             return;
@@ -231,15 +255,7 @@ impl<V: Vm> Decoder<V> {
 
     fn unbind(&self, window: &mut Window) {
         for binding in &mut window.doorbells {
-            if let Bound::Yes(doorbell) = std::mem::replace(&mut binding.bound, Bound::No)
-                && let Err(error) = self.vm.unbind_doorbell(doorbell, binding.fd.as_fd())
-            {
-                log::warn!(
-                    "{}: doorbell at {:#x}: {error:#}",
-                    window.desc.owner,
-                    doorbell.address
-                );
-            }
+            binding.unbind(&*self.vm, &window.desc.owner);
         }
     }
 }
@@ -265,5 +281,14 @@ impl Binding {
             self.bound = Bound::Yes(doorbell);
         }
         Ok(able)
+    }
+
+    /// Takes from the hypervisor what it has.
+    fn unbind<V: Vm>(&mut self, vm: &V, owner: &str) {
+        if let Bound::Yes(doorbell) = std::mem::replace(&mut self.bound, Bound::No)
+            && let Err(error) = vm.unbind_doorbell(doorbell, self.fd.as_fd())
+        {
+            log::warn!("{owner}: doorbell at {:#x}: {error:#}", doorbell.address);
+        }
     }
 }

@@ -240,17 +240,34 @@ impl<V: Vm> Function<V> {
         value: Option<u64>,
         fd: BorrowedFd<'_>,
     ) -> Result<bool> {
-        let bar = self
-            .device_bars
-            .iter()
-            .find(|bar| bar.region == region)
-            .with_context(|| {
-                format!(
-                    "{}: a doorbell names region {region}, which is no BAR of it",
-                    self.owner
-                )
-            })?;
-        self.decoder.bind(bar.window, offset, width, value, fd)
+        let window = self.doorbell_window(region)?;
+        self.decoder.bind(window, offset, width, value, fd)
+    }
+
+    /// Ends the binding that [`Function::doorbell`] made with the same numbers: writes go to [`Registers::write`] again.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn end_doorbell(
+        &self,
+        region: u32,
+        offset: u64,
+        width: u8,
+        value: Option<u64>,
+    ) -> Result<()> {
+        let window = self.doorbell_window(region)?;
+        self.decoder.end(window, offset, width, value)
+    }
+
+    fn doorbell_window(&self, region: u32) -> Result<WindowId> {
+        let bar = self.device_bars.iter().find(|bar| bar.region == region);
+        let bar = bar.with_context(|| {
+            format!(
+                "{}: a doorbell names region {region}, which is no BAR of it",
+                self.owner
+            )
+        })?;
+        Ok(bar.window)
     }
 
     /// Where the BAR with this region number is decoded now, and its size.

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use log::Level;
 use vmm_abi::device::EventsTable;
 use vmm_abi::host::{
-    CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_MATCH, EVENT, EventTable, FAULT,
-    FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable, REQUEST_FAILURE,
-    REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable,
+    CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
+    FAULT, FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable,
+    REQUEST_FAILURE, REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable,
 };
 use vmm_abi::{Host, Iface, LAYOUT_ABI_STABLE_0_11, Str};
 
@@ -342,6 +342,14 @@ unsafe extern "C" fn doorbell(
         return -libc::EINVAL;
     };
     let value = (flags & DOORBELL_MATCH != 0).then_some(value);
+    if flags & DOORBELL_END != 0 {
+        // SAFETY: as in `memory`.
+        return unsafe {
+            wired(ctx, |w| {
+                w.end_doorbell(region, offset, width, value).map(|()| 0)
+            })
+        };
+    }
     // SAFETY: as in `memory`; the plugin passes a descriptor that is open for this call.
     unsafe {
         let fd = BorrowedFd::borrow_raw(fd);

@@ -40,6 +40,11 @@ pub trait Wiring: Send + Sync {
         value: Option<u64>,
         fd: BorrowedFd<'_>,
     ) -> Result<bool>;
+    /// Ends a doorbell's binding.
+    ///
+    /// # Errors
+    /// There is none.
+    fn end_doorbell(&self, region: u32, offset: u64, width: u8, value: Option<u64>) -> Result<()>;
 }
 
 impl<V: Vm> Wiring for Function<V> {
@@ -73,6 +78,10 @@ impl<V: Vm> Wiring for Function<V> {
     ) -> Result<bool> {
         Function::doorbell(self, region, offset, width, value, fd)
     }
+
+    fn end_doorbell(&self, region: u32, offset: u64, width: u8, value: Option<u64>) -> Result<()> {
+        Function::end_doorbell(self, region, offset, width, value)
+    }
 }
 
 /// An ISA device: pins only.
@@ -97,6 +106,10 @@ impl<V: Vm> Wiring for Isa<V> {
 
     fn doorbell(&self, _: u32, _: u64, _: u8, _: Option<u64>, _: BorrowedFd<'_>) -> Result<bool> {
         Ok(false)
+    }
+
+    fn end_doorbell(&self, _: u32, offset: u64, _: u8, _: Option<u64>) -> Result<()> {
+        bail!("an ISA device has no doorbell at offset {offset:#x}")
     }
 }
 

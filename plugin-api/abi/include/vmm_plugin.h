@@ -320,6 +320,11 @@
 #define VMM_DOORBELL_MATCH 1
 
 /*
+ `EventTable::doorbell` flag: end the binding of the same region, offset, width and match.
+ */
+#define VMM_DOORBELL_END 2
+
+/*
  `ControlTable::request`: reset the machine.
  */
 #define VMM_REQUEST_RESET 1
@@ -998,8 +1003,9 @@ typedef struct {
 typedef struct {
     /*
      Binds guest writes of `width` bytes (0: any width) at `offset` of region `region` to eventfd `fd`: such a write adds 1
-     to it and never reaches `vmm.io/1`. Lasts until release. `-ENOTSUP`: not on this machine; the write arrives
-     at `vmm.io/1`, which a device must handle in any case. Other `-errno`: refused.
+     to it and never reaches `vmm.io/1`. Lasts until release, or until a call with `DOORBELL_END`, after which writes reach
+     `vmm.io/1` again. `-ENOTSUP`: not on this machine; the write arrives at `vmm.io/1`, which a device must handle in
+     any case. Other `-errno`: refused, or no such binding to end.
      */
     int32_t (*doorbell)(void *ctx,
                         uint32_t region,

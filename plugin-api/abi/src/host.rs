@@ -35,6 +35,8 @@ pub const LOG_TRACE: u32 = 5;
 
 /// [`EventTable::doorbell`] flag: only writes of `value` signal.
 pub const DOORBELL_MATCH: u32 = 1;
+/// [`EventTable::doorbell`] flag: end the binding of the same region, offset, width and match.
+pub const DOORBELL_END: u32 = 2;
 
 /// [`ControlTable::request`]: reset the machine.
 pub const REQUEST_RESET: u32 = 1;
@@ -109,8 +111,9 @@ pub struct IrqTable {
 #[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
 pub struct EventTable {
     /// Binds guest writes of `width` bytes (0: any width) at `offset` of region `region` to eventfd `fd`: such a write adds 1
-    /// to it and never reaches `vmm.io/1`. Lasts until release. `-ENOTSUP`: not on this machine; the write arrives
-    /// at `vmm.io/1`, which a device must handle in any case. Other `-errno`: refused.
+    /// to it and never reaches `vmm.io/1`. Lasts until release, or until a call with `DOORBELL_END`, after which writes reach
+    /// `vmm.io/1` again. `-ENOTSUP`: not on this machine; the write arrives at `vmm.io/1`, which a device must handle in
+    /// any case. Other `-errno`: refused, or no such binding to end.
     pub doorbell: unsafe extern "C" fn(
         ctx: *mut c_void,
         region: u32,

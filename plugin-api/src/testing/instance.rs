@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll as poll_fds};
 use vmm_abi::device::EVENT_TIMER;
 use vmm_abi::host::{
-    CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_MATCH, EVENT, EventTable, FAULT,
-    FaultTable, IRQ, IrqTable, LOG, LOG_TRACE, LogTable, MEMORY, MemTable, MemoryTable, STARTUP,
-    StartupTable,
+    CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
+    FAULT, FaultTable, IRQ, IrqTable, LOG, LOG_TRACE, LogTable, MEMORY, MemTable, MemoryTable,
+    STARTUP, StartupTable,
 };
 use vmm_abi::{Iface, Str};
 
@@ -170,6 +170,20 @@ unsafe extern "C" fn doorbell(
         return -libc::ENOTSUP;
     }
     let value = (flags & DOORBELL_MATCH != 0).then_some(value);
+    if flags & DOORBELL_END != 0 {
+        let ended = Doorbell {
+            region,
+            offset,
+            width,
+            value,
+        };
+        let mut doorbells = lock(&instance.doorbells);
+        let Some(at) = doorbells.iter().position(|(bell, _)| *bell == ended) else {
+            return -libc::ENOENT;
+        };
+        doorbells.remove(at);
+        return 0;
+    }
     // SAFETY: the plugin passes an open descriptor.
     match unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned() {
         Ok(fd) => lock(&instance.doorbells).push((

@@ -1,6 +1,5 @@
 //! virtio block device (virtio 1.2 section 5.2) on any block backend.
 
-mod bounce;
 mod config;
 mod request;
 mod worker;

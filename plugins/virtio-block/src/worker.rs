@@ -3,12 +3,11 @@
 use std::os::fd::BorrowedFd;
 
 use vmm_plugin_api::{
-    Batch, BlockDone, BlockInfo, BlockOp, BlockQueueHandle, Chain, Counter, GuestSlice, Host,
-    Queue, QueueError, Result,
+    Batch, BlockDone, BlockInfo, BlockOp, BlockQueueHandle, Bounce, Chain, Counter, GuestSlice,
+    Host, Piece, Progress, Queue, QueueError, Result,
 };
 use vmm_virtio::QueueWorker;
 
-use crate::bounce::{Bounce, Piece};
 use crate::config::F_FLUSH;
 use crate::request::{self, Action, S_IOERR, S_OK};
 use crate::{SERIAL_BYTES, volatile_cache};
@@ -130,7 +129,7 @@ impl BlockWorker {
             done: [BlockDone::default(); 64],
             slots: vec![None; size],
             free: (0..queue_size).rev().collect(),
-            bounce: Bounce::new(&info, queue_size)?,
+            bounce: Bounce::when_needed(&info, size)?,
             dead: false,
             tally: Tally::default(),
             counters,
@@ -239,11 +238,12 @@ impl BlockWorker {
     fn completed(&mut self, token: u64, result: i32, queue: Option<&mut Queue>) {
         let mut next = None;
         if let Some(bounce) = self.bounce.as_mut().filter(|b| b.owns(token)) {
-            let more = if result == 0 { bounce.advance() } else { None };
-            if more.is_some() {
-                return self.submit_piece(more);
+            if result == 0
+                && let Progress::More(piece) = bounce.advance()
+            {
+                return self.submit_piece(Some(piece));
             }
-            next = bounce.next();
+            next = bounce.finish();
         }
         self.retire(token, result == 0, queue);
         self.submit_piece(next);

@@ -1,39 +1,44 @@
-//! What a request to a disk in a file costs without a guest, by depth, on the workspace's filesystem and on tmpfs, and what an
-//! overlay adds to a read.
+//! What a request costs without a guest, by depth: to a disk in a file, on the workspace's filesystem and on tmpfs; what an overlay
+//! adds to a read; and through an NVMe controller to a disk in memory.
 
 use crate::workspace::{self, Profile};
 use anyhow::{Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The programs that measure: package and example.
-const PROGRAMS: [(&str, &str); 2] = [
-    ("vmm-plugin-file", "engines"),
-    ("vmm-plugin-overlay", "warm_reads"),
-];
+/// An example of a plugin, built.
+fn example(package: &str, name: &str) -> Result<PathBuf> {
+    let arguments = [
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        package,
+        "--example",
+        name,
+    ];
+    let built = workspace::cargo(&arguments).status()?;
+    ensure!(built.success(), "the bench {name} does not build");
+    Ok(workspace::output(Profile::Release)
+        .join("examples")
+        .join(name))
+}
 
-/// Prints nanoseconds per request.
+/// Prints nanoseconds per request of files, and requests per second of NVMe.
 pub fn run() -> Result<()> {
-    for (package, example) in PROGRAMS {
-        let arguments = [
-            "build",
-            "--release",
-            "--quiet",
-            "-p",
-            package,
-            "--example",
-            example,
-        ];
-        let built = workspace::cargo(&arguments).status()?;
-        ensure!(built.success(), "the bench {example} does not build");
-        let program = workspace::output(Profile::Release)
-            .join("examples")
-            .join(example);
+    for (package, name) in [
+        ("vmm-plugin-file", "engines"),
+        ("vmm-plugin-overlay", "warm_reads"),
+    ] {
+        let program = example(package, name)?;
         for folder in [workspace::target().as_path(), Path::new("/dev/shm")] {
-            println!("{example} in {}:", folder.display());
+            println!("{name} in {}:", folder.display());
             let status = Command::new(&program).arg(folder).status()?;
-            ensure!(status.success(), "the bench {example} has failed: {status}");
+            ensure!(status.success(), "the bench {name} has failed: {status}");
         }
     }
+    println!("depths, through an NVMe controller:");
+    let status = Command::new(example("vmm-plugin-nvme", "depths")?).status()?;
+    ensure!(status.success(), "the bench depths has failed: {status}");
     Ok(())
 }

@@ -33,6 +33,15 @@ const GUEST_PACKAGES: &[&str] = &[
     "memtest86+",
     "dmidecode",
     "acpica-tools",
+    "nvme-cli",
+    "libnvme1",
+    "libjson-c5",
+    "libdbus-1-3",
+    "libsystemd0",
+    "libcap2",
+    "libgcrypt20",
+    "libgpg-error0",
+    "liblz4-1",
 ];
 /// Programs of the guest's disk beside busybox.
 const GUEST_PROGRAMS: &[&str] = &[
@@ -43,6 +52,7 @@ const GUEST_PROGRAMS: &[&str] = &[
     "usr/sbin/dmidecode",
     "usr/bin/acpidump",
     "usr/bin/iasl",
+    "usr/sbin/nvme",
 ];
 /// Firmware for guests, code and variables apart and both in one, and a program that is no Linux.
 const FILES: &[&str] = &[

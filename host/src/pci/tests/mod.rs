@@ -371,6 +371,35 @@ fn a_moved_bar_takes_its_doorbells_along() {
 }
 
 #[test]
+fn an_ended_doorbell_reaches_the_device_again() {
+    let board = Board::new();
+    let function = board.add("dev.a", "0.4.0", &desc());
+    board
+        .root
+        .assign_resources(&APERTURES, &board.buses)
+        .unwrap();
+    let (one, two) = (bell(), bell());
+    // One before the hypervisor has it, one after.
+    for armed in [false, true] {
+        function.doorbell(12, 0x3000, 0, None, one.as_fd()).unwrap();
+        function.doorbell(12, 0x3008, 0, None, two.as_fd()).unwrap();
+        if armed {
+            board.write(4, COMMAND, 2, 7);
+            assert_eq!(board.vm.doorbells().len(), 2);
+        }
+        function.end_doorbell(12, 0x3000, 0, None).unwrap();
+        assert_eq!(board.vm.doorbells().len(), usize::from(armed));
+        function.end_doorbell(12, 0x3008, 0, None).unwrap();
+        assert_eq!(board.vm.doorbells(), []);
+    }
+    for (region, offset, part) in [(12, 0x3000, "no doorbell is bound"), (99, 0, "no BAR")] {
+        let error = function.end_doorbell(region, offset, 0, None).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(part) && error.contains("dev.a"), "{error}");
+    }
+}
+
+#[test]
 fn bad_doorbells_are_refused() {
     let board = Board::new();
     let function = board.add("dev.a", "0.4.0", &desc());
