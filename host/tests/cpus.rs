@@ -224,7 +224,10 @@ fn bound(running: &Running) -> Vec<String> {
     let tasks = format!("/proc/{}/task", running.id());
     let mut found = Vec::new();
     for task in std::fs::read_dir(tasks).unwrap() {
-        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        // Threads that only help to start come to their end meanwhile.
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else {
+            continue;
+        };
         let value = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name)).unwrap();
             line.split_once(':').unwrap().1.trim().to_owned()

@@ -217,16 +217,9 @@ fn features_that_are_not_supported_are_refused_by_name() {
     );
     setup.create("disk.qcow2", &["-o", "data_file=data.raw"], "1M");
     refused(&setup, "disk.qcow2", &[], &["external data file"]);
-    setup.create(
-        "disk.qcow2",
-        &[
-            "--object",
-            "secret,id=s,data=x",
-            "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        ],
-        "1M",
-    );
+    // The header's crypt_method: qemu-img takes its time to make an encrypted image, and fails where it can't measure that.
+    setup.create("disk.qcow2", &[], "1M");
+    patch(&setup, "disk.qcow2", 32, &2u32.to_be_bytes());
     refused(&setup, "disk.qcow2", &[], &["encrypted (LUKS)"]);
     for (at, bytes, wanted) in [
         (72, [0, 0, 0, 0, 0, 0, 1, 0], "incompatible bit 8"),
