@@ -127,6 +127,23 @@ impl Running {
         text_of(&self.console, &self.log)
     }
 
+    /// How many bytes it has written so far.
+    pub fn written(&self) -> usize {
+        let count =
+            |part: &Mutex<Vec<u8>>| part.lock().unwrap_or_else(PoisonError::into_inner).len();
+        count(&self.console) + count(&self.log)
+    }
+
+    /// Gives it no more input.
+    pub fn close_input(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill the command")
+    }
+
     /// Whether it has ended.
     pub fn ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
@@ -191,6 +208,6 @@ impl Running {
 /// Runs a command to its end or to its limit, without input.
 pub fn bounded(command: &mut Command, limit: Duration, show: bool) -> Result<Outcome> {
     let mut running = start(command, show)?;
-    drop(running.child.stdin.take());
+    running.close_input();
     running.finish(limit)
 }

@@ -3,11 +3,11 @@
 use super::debian::Disks;
 use super::{Job, Lab, Mode};
 use crate::packages;
-use crate::process::{self, Outcome};
+use crate::process::{self, Outcome, Running};
 use crate::report::Report;
 use anyhow::{Context, Result, bail};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What level 1 itself may take beside its jobs.
 const OVERHEAD: Duration = Duration::from_secs(180);
@@ -29,6 +29,35 @@ pub fn machine(icount: bool, cpu: &str, mib: u32) -> Result<Command> {
     command.args(["-machine", "pc", "-cpu", cpu, "-m", &mib.to_string()]);
     command.args(["-no-reboot", "-nic", "none"]);
     Ok(command)
+}
+
+/// Waits for the end of level 1, of its time, or of its kernel: it kills a job whose time is up and says so, and one that says nothing
+/// for longer than that has itself come to a stop.
+fn kill_when_silent(running: &mut Running, jobs: &[&Job], limit: Duration) -> Result<()> {
+    let (start, mut heard, mut written) = (Instant::now(), Instant::now(), 0);
+    while !running.ended() && start.elapsed() <= limit {
+        std::thread::sleep(Duration::from_millis(100));
+        if running.written() != written {
+            (heard, written) = (Instant::now(), running.written());
+        }
+        if heard.elapsed() < OVERHEAD {
+            continue;
+        }
+        let output = running.output();
+        let begun = output.rsplit_once("LAB-BEGIN ");
+        let name = begun.and_then(|(_, rest)| rest.lines().next());
+        let job = jobs.iter().find(|job| name == Some(job.name.as_str()));
+        if heard.elapsed() > job.map_or(OVERHEAD, |job| job.limit + OVERHEAD) {
+            println!(
+                "level 1 says nothing any more in {}",
+                name.unwrap_or("its start")
+            );
+            return running.kill();
+        }
+        // Each look copies all that was said.
+        std::thread::sleep(Duration::from_secs(5));
+    }
+    Ok(())
 }
 
 fn qemu(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, icount: bool) -> Result<Command> {
@@ -126,7 +155,10 @@ fn boot(lab: &Lab, jobs: &[&Job], disks: Option<&Disks>, mode: Mode) -> Result<O
         limit.as_secs(),
         jobs.len()
     );
-    let outcome = process::bounded(&mut command, limit, mode.show)?;
+    let mut running = process::start(&mut command, mode.show)?;
+    running.close_input();
+    kill_when_silent(&mut running, jobs, limit)?;
+    let outcome = running.finish(limit)?;
     println!(
         "level 1 ended after {:.0} s ({})",
         outcome.elapsed.as_secs_f64(),
