@@ -265,7 +265,7 @@ fn threads_run_where_the_file_says() {
         // A thread that another has just started bears its name at first.
         let settled = (0..100).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(10));
-            &bound(&running) == expected
+            bound(&running) == *expected
         });
         assert!(settled, "{binding}: {:?}", bound(&running));
         running.signal(Signal::INT);
