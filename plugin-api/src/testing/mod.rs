@@ -20,6 +20,7 @@
 //! The test plays the guest (register access, memory) and the I/O thread ([`FakeHost::poll`]), so what happens is in its hands.
 //! What a host lends for the life of the process (memory, interrupt descriptors) is leaked here as well.
 
+mod allocations;
 mod block;
 mod driver;
 mod instance;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE, Root};
 
 use crate::{GuestMemory, Result};
+pub use allocations::{CountingAllocator, allocations, allocations_elsewhere};
 pub use block::{run_batch, run_control, run_transfer};
 pub use driver::{Buffer, DriverQueue, VirtioDriver};
 use instance::Instance;

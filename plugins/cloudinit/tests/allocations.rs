@@ -4,34 +4,13 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use support::{MIB, disk};
 use vmm_plugin_api::testing::FakeHost;
+use vmm_plugin_api::testing::{CountingAllocator, allocations};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp};
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands every call on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn batches_of_reads_allocate_nothing() {
@@ -55,9 +34,9 @@ fn batches_of_reads_allocate_nothing() {
         assert!(done[..32].iter().all(|d| d.result == 0));
     };
     round();
-    let before = COUNT.get();
+    let before = allocations();
     for _ in 0..50 {
         round();
     }
-    assert_eq!(COUNT.get() - before, 0, "allocations in 1600 requests");
+    assert_eq!(allocations() - before, 0, "allocations in 1600 requests");
 }

@@ -2,34 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, unsafe_code)] // tests; a global allocator is unsafe to write
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use vmm_plugin_api::testing::{CountingAllocator, allocations};
 use vmm_plugin_api::testing::{FakeHost, Value, load};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp, BlockQueueHandle};
 use vmm_plugin_fault::VMM_PLUGIN;
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands every call on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn finish(queue: &mut BlockQueueHandle, batch: &mut Batch) {
     let mut done = [BlockDone::default(); 64];
@@ -84,12 +63,12 @@ fn requests_allocate_nothing() {
     for _ in 0..20 {
         round();
     }
-    let before = COUNT.get();
+    let before = allocations();
     for _ in 0..50 {
         round();
     }
-    assert_eq!(COUNT.get() - before, 0, "allocations in 1650 requests");
+    assert_eq!(allocations() - before, 0, "allocations in 1650 requests");
     drop(std::hint::black_box(vec![1u8]));
-    assert!(COUNT.get() > before, "allocations are counted");
+    assert!(allocations() > before, "allocations are counted");
     assert_eq!(host.faults(), Vec::<String>::new());
 }

@@ -4,33 +4,12 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use support::{MIB, each_mode, wait};
+use vmm_plugin_api::testing::{CountingAllocator, allocations};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp, BlockQueueHandle};
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands every call on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// As `support::run`, without its map.
 fn finish(queue: &mut BlockQueueHandle, batch: &mut Batch) {
@@ -73,12 +52,12 @@ fn batches_of_reads_and_writes_allocate_nothing() {
             finish(&mut queue, &mut batch);
         };
         round();
-        let before = COUNT.get();
+        let before = allocations();
         for _ in 0..50 {
             round();
         }
         assert_eq!(
-            COUNT.get() - before,
+            allocations() - before,
             0,
             "{:?}: allocations in 1650 requests",
             setup.mode

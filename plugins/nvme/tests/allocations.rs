@@ -4,48 +4,14 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use support::*;
-
-/// Counts what other threads than the test's allocate, which is the queue's: the backend here has none.
-struct Counting;
-
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-thread_local! {
-    static IS_TEST: Cell<bool> = const { Cell::new(false) };
-}
-
-fn note() {
-    if !IS_TEST.try_with(Cell::get).unwrap_or(true) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-#[allow(unsafe_code)] // a global allocator
-// SAFETY: everything is the system allocator's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
+use vmm_plugin_api::testing::{CountingAllocator, allocations_elsewhere};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn commands_allocate_nothing() {
-    IS_TEST.set(true);
     for shadow in [false, true] {
         let setup = Setup::new(Shape {
             null: true,
@@ -73,18 +39,15 @@ fn commands_allocate_nothing() {
         for _ in 0..20 {
             round();
         }
-        let before = COUNT.load(Ordering::Relaxed);
+        let before = allocations_elsewhere();
         for _ in 0..200 {
             round();
         }
-        assert_eq!(COUNT.load(Ordering::Relaxed), before);
+        assert_eq!(allocations_elsewhere(), before);
     }
-    let before = COUNT.load(Ordering::Relaxed);
+    let before = allocations_elsewhere();
     std::thread::spawn(|| drop(std::hint::black_box(vec![1u8])))
         .join()
         .unwrap();
-    assert!(
-        COUNT.load(Ordering::Relaxed) > before,
-        "allocations are counted"
-    );
+    assert!(allocations_elsewhere() > before, "allocations are counted");
 }

@@ -4,10 +4,9 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
+use vmm_plugin_api::testing::{CountingAllocator, allocations};
 
 use support::made::root_of;
 use support::{FUA, MIB, Setup, WRITE};
@@ -19,27 +18,8 @@ use vmm_plugin_api::{
     Host, Options, Result,
 };
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands every call on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|c| c.set(c.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Address and length of each element, with the request's offset.
 type List = (u64, Vec<(usize, usize)>);
@@ -170,11 +150,11 @@ fn requests_allocate_nothing() {
     };
     round();
     round();
-    let before = COUNT.get();
+    let before = allocations();
     for _ in 0..50 {
         round();
     }
-    assert_eq!(COUNT.get() - before, 0, "allocations in 1650 requests");
+    assert_eq!(allocations() - before, 0, "allocations in 1650 requests");
     drop(std::hint::black_box(vec![1u8]));
-    assert!(COUNT.get() > before, "allocations are counted");
+    assert!(allocations() > before, "allocations are counted");
 }

@@ -4,32 +4,12 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use support::{MIB, Setup, wait};
+use vmm_plugin_api::testing::{CountingAllocator, allocations, allocations_elsewhere};
 use vmm_plugin_api::{Batch, BlockDone, BlockOp, BlockQueueHandle};
 
-struct Counting;
-
-/// Of all threads: the disk's own as well.
-static COUNT: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: hands every call on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// As `support::run`, without its map.
 fn finish(queue: &mut BlockQueueHandle, batch: &mut Batch) {
@@ -78,8 +58,8 @@ fn batches_of_reads_and_writes_allocate_nothing() {
         finish(&mut queue, &mut batch);
     };
     (0..5).for_each(|_| round());
-    let before = COUNT.load(Ordering::Relaxed);
+    let before = allocations() + allocations_elsewhere();
     (0..50).for_each(|_| round());
-    let allocations = COUNT.load(Ordering::Relaxed) - before;
+    let allocations = (allocations() + allocations_elsewhere()) - before;
     assert_eq!(allocations, 0, "allocations in 1650 requests");
 }
