@@ -101,7 +101,8 @@ pub fn dependency(package: &str, prefix: &str) -> Result<String> {
     bail!("apt-cache knows no package {prefix}* that {package} depends on; run `apt-get update`")
 }
 
-fn update() -> Result<()> {
+/// Gets the package lists anew.
+pub fn update() -> Result<()> {
     let root = rustix::process::geteuid().is_root();
     let mut command = Command::new(if root { "apt-get" } else { "sudo" });
     if !root {

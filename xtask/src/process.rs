@@ -36,15 +36,20 @@ impl Outcome {
 
     /// The last lines of its output, indented, for a report of failure.
     pub fn tail(&self, lines: usize) -> String {
-        let all: Vec<&str> = self.output.lines().collect();
-        let mut text = String::new();
-        for line in &all[all.len().saturating_sub(lines)..] {
-            text.push_str("    | ");
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
+        tail(&self.output, lines)
     }
+}
+
+/// The last lines of a text, indented, for a report of failure.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    let mut last = String::new();
+    for line in &all[all.len().saturating_sub(lines)..] {
+        last.push_str("    | ");
+        last.push_str(line.trim_end());
+        last.push('\n');
+    }
+    last
 }
 
 /// A command under way, its output being collected.
@@ -127,11 +132,24 @@ impl Running {
         text_of(&self.console, &self.log)
     }
 
-    /// How many bytes it has written so far.
-    pub fn written(&self) -> usize {
-        let count =
-            |part: &Mutex<Vec<u8>>| part.lock().unwrap_or_else(PoisonError::into_inner).len();
-        count(&self.console) + count(&self.log)
+    /// What it has written to its standard output so far, without its first `from` bytes. What is no UTF-8 is a question mark
+    /// each, so that the text is as long as the bytes.
+    pub fn console(&self, from: usize) -> String {
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = console.get(from..).unwrap_or_default();
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => {
+                let ascii = |&byte: &u8| {
+                    if byte.is_ascii() {
+                        char::from(byte)
+                    } else {
+                        '?'
+                    }
+                };
+                bytes.iter().map(ascii).collect()
+            }
+        }
     }
 
     /// Gives it no more input.

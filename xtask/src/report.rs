@@ -9,6 +9,7 @@ pub struct Report {
     passed: u32,
     failed: Vec<String>,
     skipped: Vec<String>,
+    again: Vec<String>,
 }
 
 impl Report {
@@ -32,6 +33,12 @@ impl Report {
     pub fn fail(&mut self, name: &str, why: &str) {
         println!("FAIL: {name}: {why}");
         self.failed.push(name.to_owned());
+    }
+
+    /// Records a failure that does not count yet: the test gets a second chance.
+    pub fn again(&mut self, name: &str, why: &str) {
+        println!("AGAIN: {name}: {why}");
+        self.again.push(name.to_owned());
     }
 
     /// Records a skip with its reason.
@@ -76,6 +83,9 @@ impl Report {
     /// Says the totals; true if nothing failed.
     pub fn close(self) -> bool {
         println!();
+        for name in &self.again {
+            println!("AGAIN: {name} failed at its first try");
+        }
         for name in &self.failed {
             println!("FAILED: {name}");
         }

@@ -35,7 +35,7 @@ pub fn run(
 ) -> Result<()> {
     let (_, mut command) = stage(lab, job, disks)?;
     let outcome = process::bounded(&mut command, job.limit, show)?;
-    job.judge(&outcome.output, outcome.code(), report);
+    job.judge(&outcome.output, outcome.code(), false, report);
     Ok(())
 }
 

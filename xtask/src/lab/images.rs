@@ -155,6 +155,12 @@ impl Lab {
     fn places(profile: Profile) -> Result<Self> {
         let directory = workspace::target().join("lab");
         let unpacked = directory.join("packages");
+        // By old lists, one package of a kernel is there and the next has given way to its successor.
+        if !unpacked.exists()
+            && let Err(error) = packages::update()
+        {
+            println!("the package lists stay as they are: {error:#}");
+        }
         let kernel = packages::dependency("linux-image-cloud-amd64", "linux-image-")?;
         let mut wanted = vec![kernel.as_str()];
         wanted.extend(GUEST_PACKAGES);

@@ -1,5 +1,6 @@
 //! Jobs: what they expect, and judging a console against it.
 
+use crate::process;
 use crate::report::Report;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -102,19 +103,16 @@ impl Job {
         Ok(job)
     }
 
-    /// Judges the console of a run that ended with the given exit code.
-    pub fn judge(&self, console: &str, code: Option<i32>, report: &mut Report) {
-        let mut wrong = Vec::new();
-        let mut checks = 0;
+    /// Judges the console of a run that ended with the given exit code: the checks that passed, and what is wrong.
+    pub fn verdict<'a>(&self, console: &'a str, code: Option<i32>) -> (Vec<&'a str>, Vec<String>) {
+        let (mut right, mut wrong) = (Vec::new(), Vec::new());
         for line in console.lines().map(str::trim_end) {
             if let Some(at) = line.find("CHECK ok ") {
-                println!("  {}: {}", self.name, &line[at + 9..]);
-                checks += 1;
+                right.push(&line[at + 9..]);
             } else if let Some(at) = line.find("CHECK FAIL ") {
                 wrong.push(format!("check failed: {}", &line[at + 11..]));
             }
         }
-        report.add_passed(checks);
         match code {
             Some(code) if code == self.exit => {}
             Some(code) => wrong.push(format!("exit code {code}, expected {}", self.exit)),
@@ -131,25 +129,38 @@ impl Job {
                 ));
             }
         }
+        (right, wrong)
+    }
+
+    /// Records a run. If it failed and `again` says that it is run once more, only says why.
+    pub fn judge(
+        &self,
+        console: &str,
+        code: Option<i32>,
+        again: bool,
+        report: &mut Report,
+    ) -> bool {
+        let (right, wrong) = self.verdict(console, code);
         let name = format!("lab: {}", self.name);
         if wrong.is_empty() {
-            report.pass(&name);
-        } else {
-            let lines: Vec<&str> = console.lines().collect();
-            let mut last = String::new();
-            for line in &lines[lines.len().saturating_sub(60)..] {
-                last.push_str("    | ");
-                last.push_str(line.trim_end());
-                last.push('\n');
+            for check in &right {
+                println!("  {}: {check}", self.name);
             }
-            report.fail(
-                &name,
-                &format!(
-                    "{}; the last lines of its console:\n{last}",
-                    wrong.join("; ")
-                ),
-            );
+            report.add_passed(u32::try_from(right.len()).unwrap_or(u32::MAX));
+            report.pass(&name);
+            return true;
         }
+        let why = format!(
+            "{}; the last lines of its console:\n{}",
+            wrong.join("; "),
+            process::tail(console, 60)
+        );
+        if again {
+            report.again(&name, &why);
+        } else {
+            report.fail(&name, &why);
+        }
+        false
     }
 
     /// Cuts this job's part out of level 1's console: the text and the exit code.
@@ -196,8 +207,7 @@ mod tests {
         assert_eq!(job.limit, Duration::from_secs(9));
         let good = |console: &str, code| {
             let mut report = Report::default();
-            job.judge(console, code, &mut report);
-            report.close()
+            job.judge(console, code, false, &mut report) && report.close()
         };
         assert!(good("up up\nhello world\n", Some(3)));
         assert!(!good("up up\nhello world\n", Some(0)));

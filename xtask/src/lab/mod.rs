@@ -11,7 +11,9 @@ mod esp;
 mod fwts;
 mod images;
 mod job;
+mod lanes;
 pub mod level1;
+mod reference;
 
 use crate::report::Report;
 use crate::workspace::Profile;
@@ -83,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         level1: arguments.level1,
     };
     if let Some(Command::Reference) = arguments.command {
-        level1::reference(&Lab::prepare_guest()?, true)?;
+        reference::run(&Lab::prepare_guest()?, true)?;
         return Ok(true);
     }
     workspace::build(profile)?;
@@ -117,7 +119,7 @@ pub fn test(profile: Profile, report: &mut Report) -> Result<()> {
     let lab = Lab::prepare(profile)?;
     report.record(
         "lab: the guest's own checks pass under QEMU's devices",
-        level1::reference(&lab, false),
+        reference::run(&lab, false),
     );
     let mode = Mode {
         show: false,
@@ -157,7 +159,7 @@ fn run_jobs(lab: &Lab, jobs: &[Job], mode: Mode, report: &mut Report) -> Result<
     if inside.is_empty() {
         return Ok(());
     }
-    level1::run(lab, &inside, disks.as_ref(), mode, report)
+    lanes::run(lab, &inside, disks.as_ref(), mode, report)
 }
 
 /// Runs one job with its console shown.
