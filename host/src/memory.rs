@@ -343,7 +343,9 @@ impl GuestMemory {
 
 /// Without an early end, so that it is done many bytes at a time.
 fn zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |all, byte| all | byte) == 0
+    let (words, rest) = bytes.as_chunks();
+    let any = |all, word: &[u8; 16]| all | u128::from_ne_bytes(*word);
+    words.iter().fold(0, any) == 0 && rest.iter().all(|byte| *byte == 0)
 }
 
 fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region> {
@@ -352,6 +354,7 @@ fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region
         Some(fd) => Mapping::shared(fd.as_fd(), offset, bytes, opened.align)?,
         None => Mapping::private(bytes)?,
     };
+
     let dirty = Mapping::anonymous((len / PAGE).div_ceil(64) as usize * 8)?;
     Ok(Region {
         gpa,

@@ -134,12 +134,10 @@ impl Entry {
         let bits = self.address_bits.clamp(36, 52);
         let mask = ((1 << bits) - (HIGH_START - LOW_END)) | MTRR_VALID;
         let variable = [MTRR_PHYSBASE0, (MTRR_PHYSMASK0, mask), MTRR_DEF_TYPE];
-        for (index, value) in MTRR_FIXED.into_iter().chain(variable) {
-            if let Err(error) = vcpu.set_msr(index, value) {
-                // A guest without MTRRs takes all memory for write-back anyway.
-                log::debug!("No MTRRs: {error:#}");
-                break;
-            }
+        let all: Vec<_> = MTRR_FIXED.into_iter().chain(variable).collect();
+        if let Err(error) = vcpu.set_msrs(&all) {
+            // A guest without MTRRs takes all memory for write-back anyway.
+            log::debug!("No MTRRs: {error:#}");
         }
         if cpu == 0 {
             vcpu.set_registers(&self.registers)

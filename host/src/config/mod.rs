@@ -39,7 +39,7 @@ use values::{Field, refuse_unknown};
 
 use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
-use crate::plugins::search::{Origin, SearchOptions, search};
+use crate::plugins::search::{Candidates, Origin, SearchOptions, candidates};
 
 /// No VM file is longer, even if it has data for the guest in it; what is was given by mistake.
 const FILE_MAX: u64 = 64 << 20;
@@ -89,9 +89,20 @@ pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded,
     let root = laid(files, &mut sources, &mut problems);
 
     let directories = plugin_path(&root, paths, &mut problems);
-    let registry = Registry::new(search(search_options.directories(&directories)));
+    let candidates = candidates(search_options.directories(&directories));
+    if problems.list.is_empty()
+        && let Some((config, registry)) = check_for_start(&root, &sources, &candidates)
+    {
+        let warnings = Report::new(title(paths), sources, problems, Vec::new());
+        return Ok(Loaded {
+            config,
+            registry,
+            warnings,
+        });
+    }
+    let registry = Registry::new(candidates.read());
     report_unsearchable(&registry, &mut problems);
-    let sharing = match root.keys().all(|key| TABLES.contains(&key.as_str())) {
+    let sharing = match only_known_tables(&root) {
         true => Vec::new(),
         false => registry.sharing(),
     };
@@ -114,6 +125,47 @@ pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded,
         }),
         _ => Err(report),
     }
+}
+
+fn only_known_tables(root: &Table) -> bool {
+    root.keys().all(|key| TABLES.contains(&key.as_str()))
+}
+
+/// Checks files in which nothing is wrong, for which the manifests of the plugins that they name are enough. `None` if there
+/// is anything to say about them: who says it should know all plugins.
+fn check_for_start(
+    root: &Table,
+    sources: &[Source],
+    candidates: &Candidates,
+) -> Option<(VmConfig, Registry)> {
+    if !candidates.complete() || !only_known_tables(root) {
+        return None;
+    }
+    let registry = Registry::new(candidates.read_for(&names_of_plugins(root)));
+    let mut problems = Problems::default();
+    let config = check(root, sources, &registry, &[], &mut problems)?;
+    problems.list.is_empty().then_some((config, registry))
+}
+
+/// What the file names by `driver` and `type`.
+fn names_of_plugins(root: &Table) -> Vec<&str> {
+    let tables = ["dev", "block_dev", "char_dev"].map(|name| root.get(name));
+    let tables = tables.into_iter().flatten().map(|entry| &entry.value);
+    let mut names = Vec::new();
+    for table in tables {
+        let Value::Table(table) = table else { continue };
+        for entry in table.values() {
+            let Value::Table(keys) = &entry.value else {
+                continue;
+            };
+            for name in ["driver", "type"].iter().filter_map(|key| keys.get(*key)) {
+                if let Value::Text(name) = &name.value {
+                    names.push(name.as_str());
+                }
+            }
+        }
+    }
+    names
 }
 
 /// What the VM files at `paths` are called together.

@@ -128,11 +128,11 @@ pub trait Vcpu: Send {
     /// The hypervisor refused, as it does for values no CPU could hold.
     fn set_registers(&mut self, registers: &Registers) -> anyhow::Result<()>;
 
-    /// Sets a model-specific register that [`Registers`] has no field for.
+    /// Sets model-specific registers that [`Registers`] has no fields for, each an index and a value, in this order.
     ///
     /// # Errors
-    /// The hypervisor doesn't know it, or refused the value.
-    fn set_msr(&mut self, index: u32, value: u64) -> anyhow::Result<()>;
+    /// The hypervisor doesn't know one, or refused its value: those before it are set.
+    fn set_msrs(&mut self, values: &[(u32, u64)]) -> anyhow::Result<()>;
 
     /// Whether this vCPU waits in HLT with interrupts disabled, or was never started, so that nothing but an NMI,
     /// another CPU or a reset wakes it. Asked only on the thread that runs it, between two runs.

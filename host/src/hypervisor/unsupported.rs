@@ -132,7 +132,7 @@ impl Vcpu for UnsupportedVcpu {
         match self.0 {}
     }
 
-    fn set_msr(&mut self, _: u32, _: u64) -> Result<()> {
+    fn set_msrs(&mut self, _: &[(u32, u64)]) -> Result<()> {
         match self.0 {}
     }
 

@@ -224,7 +224,7 @@ impl Vcpu for NoVcpu {
     fn set_registers(&mut self, _: &Registers) -> Result<()> {
         match *self {}
     }
-    fn set_msr(&mut self, _: u32, _: u64) -> Result<()> {
+    fn set_msrs(&mut self, _: &[(u32, u64)]) -> Result<()> {
         match *self {}
     }
     fn halted_for_good(&self) -> bool {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use log::debug;
 
 use super::manifest::{Manifest, ManifestError};
+use super::manifest_toml::parse;
+use super::section::{SectionError, manifest_text};
 use crate::config::source::Span;
 
 /// The environment variable with further directories, separated by colons.
@@ -172,9 +174,24 @@ pub struct Found {
     pub unsearchable: Vec<Unsearchable>,
 }
 
-/// Reads the manifests of all plugins in `directories`; loads nothing.
-pub fn search(directories: Vec<Directory>) -> Found {
-    let mut found = Found::default();
+/// Files that end in `.so`, each with the text of its manifest, and where they were looked for.
+#[derive(Debug, Default)]
+pub struct Candidates {
+    directories: Vec<Directory>,
+    files: Vec<Candidate>,
+    unsearchable: Vec<Unsearchable>,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    path: PathBuf,
+    directory: usize,
+    text: Result<String, SectionError>,
+}
+
+/// Takes the texts of the manifests out of all plugins in `directories`; loads nothing.
+pub fn candidates(directories: Vec<Directory>) -> Candidates {
+    let mut found = Candidates::default();
     // One file may be reached by two names or through a link; it is the same plugin.
     let mut seen_directories = HashSet::new();
     let mut seen_files = HashSet::new();
@@ -201,15 +218,67 @@ pub fn search(directories: Vec<Directory>) -> Found {
             if identity.is_ok_and(|identity| !seen_files.insert(identity)) {
                 continue;
             }
-            found.add(path, index);
+            found.files.push(Candidate {
+                text: manifest_text(&path),
+                path,
+                directory: index,
+            });
         }
     }
     found
 }
 
+/// Reads the manifests of all plugins in `directories`; loads nothing.
+pub fn search(directories: Vec<Directory>) -> Found {
+    candidates(directories).read()
+}
+
+impl Candidates {
+    /// Whether every directory that a user named was searched.
+    pub fn complete(&self) -> bool {
+        self.unsearchable.is_empty()
+    }
+
+    /// Reads the manifests that may provide one of these names: a start needs two or three of all that are installed.
+    pub fn read_for(&self, names: &[&str]) -> Found {
+        let mut found = Found {
+            directories: self.directories.clone(),
+            ..Found::default()
+        };
+        for Candidate {
+            path,
+            directory,
+            text,
+        } in &self.files
+        {
+            // What is escaped could be any name.
+            let wanted = text.as_ref().map_or(true, |text| {
+                text.contains('\\') || names.iter().any(|name| text.contains(name))
+            });
+            if wanted {
+                found.add(path.clone(), *directory, text.clone());
+            }
+        }
+        found
+    }
+
+    /// Reads all manifests.
+    pub fn read(self) -> Found {
+        let mut found = Found {
+            directories: self.directories,
+            unsearchable: self.unsearchable,
+            ..Found::default()
+        };
+        for file in self.files {
+            found.add(file.path, file.directory, file.text);
+        }
+        found
+    }
+}
+
 impl Found {
-    fn add(&mut self, path: PathBuf, directory: usize) {
-        match Manifest::read(&path) {
+    fn add(&mut self, path: PathBuf, directory: usize, text: Result<String, SectionError>) {
+        match text.map_err(ManifestError::Section).and_then(parse) {
             Ok(manifest) => self.plugins.push(Arc::new(Plugin {
                 path,
                 directory,

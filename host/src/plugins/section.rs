@@ -5,12 +5,16 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use object::read::elf::{FileHeader, SectionHeader, SectionTable};
-use object::read::{ReadCache, StringTable};
+use object::elf::{FileHeader64, SectionHeader64};
+use object::pod::{from_bytes, slice_from_bytes};
+use object::read::StringTable;
+use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, elf};
+
+type Header = FileHeader64<Endianness>;
 
 /// The section that holds the manifest.
 pub const SECTION: &str = ".vmm.plugin";
@@ -26,7 +30,7 @@ const MACHINE: elf::Machine = elf::EM_X86_64;
 const MACHINE: elf::Machine = elf::EM_AARCH64;
 
 /// Why a file yields no manifest text.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SectionError {
     /// The file can't be opened or read.
     Unreadable(String),
@@ -86,14 +90,13 @@ pub fn manifest_text(path: &Path) -> Result<String, SectionError> {
     if !metadata.is_file() {
         return Err(SectionError::NotRegular);
     }
-    let mut file = File::open(path).map_err(unreadable)?;
-    let mut ident = Vec::with_capacity(20);
-    file.by_ref()
-        .take(20)
-        .read_to_end(&mut ident)
-        .map_err(unreadable)?;
-    check_ident(&ident)?;
-    let bytes = section(&ReadCache::new(file), metadata.len())?;
+    let file = File::open(path).map_err(unreadable)?;
+    let mut start = [0; size_of::<Header>()];
+    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    let start = &mut start[..length.min(size_of::<Header>())];
+    file.read_exact_at(start, 0).map_err(unreadable)?;
+    check_ident(start)?;
+    let bytes = section(&file, start)?;
     let text = String::from_utf8(bytes).map_err(|_| SectionError::NotText)?;
     Ok(text.trim_end_matches('\0').to_string())
 }
@@ -136,61 +139,60 @@ fn machine_name(machine: u16) -> String {
     }
 }
 
-/// The names of all sections, read at once: one by one, each would be a read of its own.
-fn names<'data>(
-    header: &elf::FileHeader64<Endianness>,
-    headers: &[elf::SectionHeader64<Endianness>],
-    data: &'data ReadCache<File>,
-) -> Result<StringTable<'data>, SectionError> {
+fn read(file: &File, at: u64, length: u64) -> Result<Vec<u8>, SectionError> {
+    // What the headers say lies inside the file, or the file was cut: every failed read means that.
     let cut = |_| SectionError::Truncated;
-    let endian = header.endian().map_err(cut)?;
-    let index = header.shstrndx(endian, data).map_err(cut)?;
-    let Some(section) = headers.get(index as usize) else {
-        return Err(SectionError::Truncated);
-    };
-    if section.sh_size(endian) > NAMES_MAX {
-        return Err(SectionError::NotPlugin);
-    }
-    let bytes = section.data(endian, data).map_err(cut)?;
-    Ok(StringTable::new(bytes, 0, bytes.len() as u64))
+    let mut bytes = vec![0; usize::try_from(length).map_err(|_| SectionError::Truncated)?];
+    file.read_exact_at(&mut bytes, at).map_err(cut)?;
+    Ok(bytes)
 }
 
-fn section(data: &ReadCache<File>, length: u64) -> Result<Vec<u8>, SectionError> {
-    // What the headers say lies inside the file, or the file was cut: every failed read below means that.
-    let cut = |_| SectionError::Truncated;
-    let header = elf::FileHeader64::<Endianness>::parse(data).map_err(cut)?;
-    let endian = header.endian().map_err(cut)?;
+/// Of the file that begins with `start`. Three reads: at a start, every plugin on the search path is looked at.
+fn section(file: &File, start: &[u8]) -> Result<Vec<u8>, SectionError> {
+    let cut = |()| SectionError::Truncated;
+    let (header, _) = from_bytes::<Header>(start).map_err(cut)?;
+    let endian = header.endian().map_err(|_| SectionError::Truncated)?;
     if header.e_type(endian) != elf::ET_DYN {
         return Err(SectionError::NotSharedLibrary);
     }
+    let (at, count) = (header.e_shoff(endian), header.e_shnum(endian));
     // A count of 0 means "see section 0", for more than 65 279 sections: no plugin, and not a number to trust.
-    if header.e_shoff(endian) == 0 || header.e_shnum(endian) == 0 {
+    if at == 0 || count == 0 {
         return Err(SectionError::NotPlugin);
     }
-    let headers = header.section_headers(endian, data).map_err(cut)?;
-    let sections: SectionTable<'_, elf::FileHeader64<Endianness>> =
-        SectionTable::new(headers, names(header, headers, data)?);
-    let Some((_, section)) = sections.section_by_name(endian, SECTION.as_bytes()) else {
+    if usize::from(header.e_shentsize(endian)) != size_of::<SectionHeader64<Endianness>>() {
+        return Err(SectionError::Truncated);
+    }
+    let count = usize::from(count);
+    let table = read(
+        file,
+        at,
+        (count * size_of::<SectionHeader64<Endianness>>()) as u64,
+    )?;
+    let (headers, _) =
+        slice_from_bytes::<SectionHeader64<Endianness>>(&table, count).map_err(cut)?;
+    let names = headers
+        .get(usize::from(header.e_shstrndx(endian).0))
+        .ok_or(SectionError::Truncated)?;
+    if names.sh_size(endian) > NAMES_MAX {
+        return Err(SectionError::NotPlugin);
+    }
+    let names = read(file, names.sh_offset(endian), names.sh_size(endian))?;
+    let names = StringTable::new(&names[..], 0, names.len() as u64);
+    let name = |header: &SectionHeader64<Endianness>| names.get(header.sh_name(endian));
+    let Some(section) = headers
+        .iter()
+        .find(|header| name(header) == Ok(SECTION.as_bytes()))
+    else {
         // With the name table gone nothing has a name; that is damage, not another kind of library.
-        let names_readable = sections
-            .iter()
-            .all(|section| sections.section_name(endian, section).is_ok());
-        return Err(if names_readable {
-            SectionError::NotPlugin
-        } else {
-            SectionError::Truncated
+        return Err(match headers.iter().all(|header| name(header).is_ok()) {
+            true => SectionError::NotPlugin,
+            false => SectionError::Truncated,
         });
     };
     let size = section.sh_size(endian);
     if size > MANIFEST_MAX {
         return Err(SectionError::TooLarge(size));
     }
-    if section
-        .sh_offset(endian)
-        .checked_add(size)
-        .is_none_or(|end| end > length)
-    {
-        return Err(SectionError::Truncated);
-    }
-    section.data(endian, data).map(<[u8]>::to_vec).map_err(cut)
+    read(file, section.sh_offset(endian), size)
 }

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use kvm_bindings::{
     CpuId, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs,
     kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
@@ -200,18 +200,20 @@ impl Vcpu for KvmVcpu {
             .context("KVM refused the general registers")
     }
 
-    fn set_msr(&mut self, index: u32, data: u64) -> Result<()> {
-        let entry = kvm_msr_entry {
-            index,
-            data,
-            ..Default::default()
-        };
-        let msrs = Msrs::from_entries(&[entry]).map_err(|error| anyhow!("MSR table: {error:?}"))?;
-        let set = self
-            .fd
-            .set_msrs(&msrs)
-            .with_context(|| format!("KVM refused to set MSR {index:#x}"))?;
-        ensure!(set == 1, "KVM refused to set MSR {index:#x} to {data:#x}");
+    fn set_msrs(&mut self, values: &[(u32, u64)]) -> Result<()> {
+        let entries: Vec<_> = values
+            .iter()
+            .map(|&(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            })
+            .collect();
+        let msrs = Msrs::from_entries(&entries).map_err(|error| anyhow!("MSR table: {error:?}"))?;
+        let set = self.fd.set_msrs(&msrs).context("KVM refused to set MSRs")?;
+        if let Some((index, data)) = values.get(set) {
+            bail!("KVM refused to set MSR {index:#x} to {data:#x}");
+        }
         Ok(())
     }
 
