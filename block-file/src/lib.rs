@@ -10,6 +10,7 @@ mod open;
 mod pool;
 mod queue;
 mod transfer;
+mod vanished;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -29,3 +30,4 @@ pub use open::open_locked;
 pub use queue::FileQueue;
 pub use system::{can_punch, in_memory, punch};
 pub use transfer::{Direction, read_cached, transfer};
+pub use vanished::{cut_short, tell_if_deleted};
