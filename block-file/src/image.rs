@@ -16,6 +16,7 @@ use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 use crate::open::open_locked;
 use crate::system;
 use crate::transfer::{Direction, bounced, transfer};
+use crate::vanished::{cut_short, tell_if_deleted};
 
 /// Longest scatter list; below every system's IOV_MAX.
 pub const MAX_SEGMENTS: u32 = 256;
@@ -55,7 +56,10 @@ pub struct Image {
     direct: Option<usize>,
     discard: bool,
     in_memory: bool,
-    /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success.
+    /// It had a name when it was opened.
+    named: bool,
+    /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success. Or the file
+    /// has lost its end.
     flush_failed: AtomicBool,
 }
 
@@ -114,6 +118,7 @@ impl Image {
             skip_flush: settings.skip_flush,
             direct,
             discard,
+            named: true,
             flush_failed: AtomicBool::new(false),
         })
     }
@@ -144,6 +149,7 @@ impl Image {
         };
         Self {
             in_memory: system::in_memory(file.as_fd()),
+            named: rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_nlink > 0),
             file,
             path: path.to_owned(),
             info,
@@ -215,9 +221,22 @@ impl Image {
     }
 
     fn transfer(&self, way: Direction, offset: u64, list: &[GuestSlice], done: usize) -> i32 {
-        match self.direct {
+        let code = match self.direct {
             Some(unit) if self.misaligned(list) => bounced(self.fd(), way, offset, list, unit),
             _ => transfer(self.fd(), way, offset + done as u64, list, done),
+        };
+        if code == -libc::EIO && way == Direction::Read {
+            self.look_for_end();
+        }
+        code
+    }
+
+    /// After a read that failed.
+    fn look_for_end(&self) {
+        if !self.flush_failed.load(Ordering::Acquire)
+            && cut_short(&self.file, &self.path, self.info.bytes)
+        {
+            self.flush_failed.store(true, Ordering::Release);
         }
     }
 
@@ -329,4 +348,12 @@ fn direct_alignment(file: BorrowedFd<'_>, path: &Path, block: u32) -> Result<usi
         path.display()
     );
     Ok(memory.max(offset) as usize)
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if self.named && self.info.features & BLOCK_READ_ONLY == 0 {
+            tell_if_deleted(&self.file, &self.path);
+        }
+    }
 }

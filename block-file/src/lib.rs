@@ -2,7 +2,8 @@
 //!
 //! A request reaches the file in one of three ways. Where the file lives in memory (tmpfs) nothing ever waits, so submit
 //! does the transfer itself. Elsewhere on Linux it goes through io_uring, a whole batch with one system call; only what is in the
-//! page cache already, or goes there, is copied at once. Where there is no io_uring, each queue has threads.
+//! page cache already, or goes there, is copied at once. Where there is no io_uring, each queue has threads,
+//! which other formats use as well.
 
 mod image;
 mod lock;
@@ -10,6 +11,7 @@ mod open;
 mod pool;
 mod queue;
 mod transfer;
+mod vanished;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -26,6 +28,8 @@ use portable as system;
 pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
 pub use open::open_locked;
-pub use queue::FileQueue;
+pub use pool::{Perform, Pool, Threads};
+pub use queue::{FileQueue, Job};
 pub use system::{can_punch, in_memory, punch};
 pub use transfer::{Direction, read_cached, transfer};
+pub use vanished::{cut_short, tell_if_deleted};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmm_plugin_api::{BlockDone, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
 
 use crate::image::{Image, MAX_SEGMENTS};
-use crate::pool::Pool;
+use crate::pool::{Perform, Pool, Threads};
 use crate::transfer::read_cached;
 #[cfg(target_os = "linux")]
 use crate::uring::Uring;
@@ -73,7 +73,7 @@ enum Engine {
     #[cfg(target_os = "linux")]
     Uring(Box<Uring>),
     /// By threads.
-    Pool(Pool),
+    Pool(Pool<Image>),
 }
 
 impl Engine {
@@ -147,6 +147,23 @@ impl FileQueue {
     }
 }
 
+impl Perform for Image {
+    type Scratch = ();
+
+    fn perform(&self, job: &Job, (): &mut ()) -> i32 {
+        job.perform(self, 0)
+    }
+}
+
+fn threads(image: &Arc<Image>, depth: usize, most: u32) -> Result<Engine> {
+    let kind = Threads {
+        name: "disk",
+        stack: 128 << 10,
+        most,
+    };
+    Ok(Engine::Pool(Pool::new(image.clone(), depth, kind)?))
+}
+
 #[cfg(target_os = "linux")]
 fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
     match Uring::new(image.clone(), depth, workers) {
@@ -155,14 +172,14 @@ fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engi
             log::info!(
                 "io_uring is not available ({error}); a disk queue uses {workers} threads instead"
             );
-            Ok(Engine::Pool(Pool::new(image, depth, workers)?))
+            threads(image, depth, workers)
         }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
-    Ok(Engine::Pool(Pool::new(image, depth, workers)?))
+    threads(image, depth, workers)
 }
 
 impl BlockQueue for FileQueue {

@@ -208,6 +208,52 @@ fn a_file_size_limit_is_an_io_error_in_the_guest() {
     assert_eq!(filled(&ran.out), (17 * 16, 3 * 16), "{ran}");
 }
 
+/// The image is emptied under a guest: that has I/O errors and lives, and the log names the image.
+#[test]
+fn an_image_that_is_cut_short_is_an_io_error_in_the_guest() {
+    if !kvm("an_image_that_is_cut_short_is_an_io_error_in_the_guest") {
+        return;
+    }
+    let scene = Scene::new();
+    for more in ["", "\ndirect = true"] {
+        scene.image("disk.img", 1 << 20);
+        let vm = vm("mode=watch", "", &disk(&format!("{FILE}{more}")));
+        let running = scene.start(&vm);
+        running.until("the guest's disk or its refusal", || {
+            let err = running.log();
+            running.said("watching") || err.contains("direct I/O")
+        });
+        if running.log().contains("direct I/O") {
+            println!("SKIPPED: direct: not here in blocks of 512");
+            continue;
+        }
+        scene.image("disk.img", 0);
+        running
+            .wait()
+            .exited(0)
+            .said("watch: a read failed, then a flush failed")
+            .logged("disk.img` has been cut short while it is in use: 0 bytes are left of 1048576");
+    }
+}
+
+/// A deleted image works to the end, and the end tells.
+#[test]
+fn an_image_that_is_deleted_is_told_of_at_the_end() {
+    if !kvm("an_image_that_is_deleted_is_told_of_at_the_end") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.image("disk.img", 1 << 20);
+    let running = scene.start(&vm("mode=watch", "", &disk(FILE)));
+    running.expect("watching");
+    std::fs::remove_file(scene.path("disk.img")).unwrap();
+    running.signal(Signal::TERM);
+    let ran = running.wait().exited(0).logged(
+        "disk.img` was deleted while it was in use: what the guest has written is gone with it",
+    );
+    assert!(!ran.out.contains("failed"), "{ran}");
+}
+
 /// The number in a line "durable NUMBER" of mode=journal.
 fn last_durable(out: &str) -> u64 {
     let complete = &out[..out.rfind('\n').unwrap_or(0)];

@@ -16,9 +16,10 @@ use fixture::Scene;
 fn scene() -> Scene {
     let scene = Scene::with_our_plugins();
     scene.write("OVMF.fd", vec![1; 8192]);
-    for name in ["user-data", "meta-data"] {
+    for name in ["user-data", "meta-data", "disk.img"] {
         scene.write(name, "");
     }
+    std::os::unix::fs::symlink("disk.img", scene.path("link.img")).unwrap();
     scene
 }
 

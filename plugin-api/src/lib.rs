@@ -48,6 +48,7 @@ mod export;
 mod guard;
 mod host;
 mod iface;
+mod immediate;
 mod layer;
 mod log_bridge;
 mod memory;
@@ -68,6 +69,7 @@ pub use device::{
 };
 pub use eventfd::EventFd;
 pub use host::{Counter, Doorbell, Events, Host, Interrupt};
+pub use immediate::{Immediate, ImmediateQueue};
 pub use layer::{Alarm, JoinedFd, Lower, LowerQueue};
 pub use memory::{GuestMemory, GuestSlice, MemoryError};
 pub use options::Options;

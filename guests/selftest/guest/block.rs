@@ -270,3 +270,25 @@ pub fn fill() -> ! {
     );
     crate::power::off()
 }
+
+/// Reads the first sectors of the disk over and over, for tests that take it away meanwhile. Says so when a read fails, what a flush says
+/// to that, and that it goes on.
+pub fn watch() -> ! {
+    let Some(mut disk) = first_writable() else {
+        check!(false, "block", "watch: no disk that can be written");
+        crate::power::reset()
+    };
+    let data = memory::dma(4096);
+    let mut reads = 0;
+    while disk.read(0, data, 4096) {
+        reads += 1;
+        if reads == 10 {
+            println!("watching");
+        }
+    }
+    println!(
+        "watch: a read failed, then a flush {}",
+        if disk.flush() { "was done" } else { "failed" }
+    );
+    crate::power::off()
+}

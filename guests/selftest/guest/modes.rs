@@ -53,6 +53,7 @@ pub fn run(line: &CommandLine) -> ! {
         "bench-exits" => bench_exits(line.number("count", 10_000)),
         "journal" => block::journal(),
         "fill" => block::fill(),
+        "watch" => block::watch(),
         other => {
             check!(false, "mode", "{other:?} is not a mode of this guest");
             power::reset()

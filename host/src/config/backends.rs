@@ -27,11 +27,16 @@ pub struct BackendTable {
 impl BackendTable {
     /// Whether several users may share it: nothing that one of them does changes what another sees.
     pub fn read_only(&self) -> bool {
+        self.read_only_is(true)
+    }
+
+    /// Whether it is a disk whose `read_only` has this value; what has no such option is neither.
+    pub fn read_only_is(&self, value: bool) -> bool {
         self.config.as_ref().is_some_and(|config| {
             config.kind == BackendKind::Block
                 && config
                     .options
-                    .contains(&("read_only".to_string(), OptionValue::Bool(true)))
+                    .contains(&("read_only".to_string(), OptionValue::Bool(value)))
         })
     }
 }

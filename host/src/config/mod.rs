@@ -12,6 +12,7 @@ mod cpus;
 mod devices;
 pub mod document;
 mod fw_cfg;
+mod images;
 mod layers;
 mod main_table;
 pub mod options;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::backends::{BackendId, BackendTable};
 use super::devices::Device;
+use super::images;
 use super::source::{Problems, Source, Span};
 use super::spelling::{listed, suggestion};
 use super::vm_config::{BackendConfig, Place};
-use crate::plugins::schema::OptionValue;
+use crate::plugins::schema::{OptionSpec, OptionValue};
 
 type Backends = BTreeMap<BackendId, BackendTable>;
 
@@ -21,6 +22,8 @@ struct Reference {
     at: Span,
     /// What it names.
     to: BackendId,
+    /// What it names may not be written to.
+    read_only: bool,
 }
 
 /// Checks all references and returns the backends in use, each after those that it refers to.
@@ -35,6 +38,7 @@ pub fn resolve(
         .flat_map(|device| {
             references(
                 &device.config.label(),
+                &device.config.driver.driver().options,
                 &device.config.options,
                 &device.values,
             )
@@ -43,11 +47,11 @@ pub fn resolve(
     let between: BTreeMap<BackendId, Vec<Reference>> = backends
         .iter()
         .map(|(id, table)| {
-            let options = table
-                .config
-                .as_ref()
-                .map_or(&[][..], |config| &config.options);
-            (id.clone(), references(&label(id), options, &table.values))
+            let all = table.config.as_ref().map_or(Vec::new(), |config| {
+                let specs = &config.backend.backend().options;
+                references(&label(id), specs, &config.options, &table.values)
+            });
+            (id.clone(), all)
         })
         .collect();
     let all = || from_devices.iter().chain(between.values().flatten());
@@ -69,9 +73,11 @@ pub fn resolve(
     for id in between.keys() {
         walk.visit(id, problems);
     }
+    let writable = writable(&walk.order, &between, &backends);
     let circles = walk.circles;
     let straight = all().filter(|reference| !circles.contains(&reference.at));
-    check_shared(straight, &backends, sources, problems);
+    check_shared(straight, &backends, &writable, sources, problems);
+    images::check(&order, &backends, sources, problems);
     // A device that was refused may be the one that uses it.
     if !problems.any_error() {
         warn_of_unused(&backends, &used, problems);
@@ -88,6 +94,7 @@ fn label((kind, name): &BackendId) -> String {
 
 fn references(
     from: &str,
+    specs: &[OptionSpec],
     options: &[(String, OptionValue)],
     places: &BTreeMap<String, Span>,
 ) -> Vec<Reference> {
@@ -99,6 +106,7 @@ fn references(
                 key: key.clone(),
                 at: places.get(key).copied().unwrap_or_default(),
                 to: (*kind, name.clone()),
+                read_only: specs.iter().any(|spec| spec.read_only && spec.name == *key),
             }),
             _ => None,
         })
@@ -133,10 +141,32 @@ fn check_exists(reference: &Reference, backends: &Backends, problems: &mut Probl
     problem.help(format!("[{}] has: {}", kind.table(), listed(known())));
 }
 
-/// A second writer would corrupt a disk, and a second reader would steal a console's input.
+/// The disks that can certainly be written to: those that say so, but for layers over one that can't be, which pass that on.
+fn writable(
+    order: &[BackendId],
+    between: &BTreeMap<BackendId, Vec<Reference>>,
+    backends: &Backends,
+) -> BTreeSet<BackendId> {
+    let mut writable = BTreeSet::new();
+    for id in order {
+        let itself = backends
+            .get(id)
+            .is_some_and(|table| table.read_only_is(false));
+        let mut below = between.get(id).into_iter().flatten();
+        // What must not be written to is not where this one's writes go.
+        if itself && below.all(|reference| reference.read_only || writable.contains(&reference.to))
+        {
+            writable.insert(id.clone());
+        }
+    }
+    writable
+}
+
+/// A second writer would corrupt a disk, a second reader would steal a console's input, and a base that is written to shows through.
 fn check_shared<'a>(
     references: impl Iterator<Item = &'a Reference>,
     backends: &Backends,
+    writable: &BTreeSet<BackendId>,
     sources: &[Source],
     problems: &mut Problems,
 ) {
@@ -147,6 +177,9 @@ fn check_shared<'a>(
             .is_none_or(BackendTable::read_only);
         let Some(first) = users.get(&reference.to) else {
             users.insert(&reference.to, reference);
+            if reference.read_only && writable.contains(&reference.to) {
+                check_read_only(reference, problems);
+            }
             continue;
         };
         if !shareable {
@@ -165,6 +198,19 @@ fn check_shared<'a>(
                 .help("only a block_dev with read_only = true can be shared");
         }
     }
+}
+
+fn check_read_only(reference: &Reference, problems: &mut Problems) {
+    let (from, to) = (&reference.from, label(&reference.to));
+    problems
+        .error(
+            reference.at,
+            format!(
+                "`{}` in [{from}]: [{to}] can be written to, and what is written there would show through",
+                reference.key
+            ),
+        )
+        .help(format!("set `read_only = true` in [{to}]"));
 }
 
 fn warn_of_unused(backends: &Backends, used: &BTreeSet<BackendId>, problems: &mut Problems) {

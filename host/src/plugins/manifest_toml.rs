@@ -282,8 +282,18 @@ impl Reader {
         self.known(
             place,
             &[
-                "name", "type", "required", "default", "range", "values", "about", "shared",
-                "not_with", "option",
+                "name",
+                "type",
+                "required",
+                "default",
+                "range",
+                "values",
+                "about",
+                "shared",
+                "not_with",
+                "read_only",
+                "image",
+                "option",
             ],
         );
         let name = self.name(place);
@@ -308,7 +318,22 @@ impl Reader {
             not_with: place
                 .field("not_with")
                 .map(|_| self.text(place, "not_with")),
+            read_only: self.flag(place, "read_only"),
+            image: self.flag(place, "image"),
         };
+        for (key, given, fits) in [
+            (
+                "read_only",
+                spec.read_only,
+                spec.kind == OptionType::Ref(BackendKind::Block),
+            ),
+            ("image", spec.image, spec.kind == OptionType::Path),
+        ] {
+            if given && !fits {
+                let text = format!("`{key}` on an option of type {}", spec.kind);
+                self.problems.error(place.at, text);
+            }
+        }
         spec.range = self.range(place, &spec.kind);
         if let Some(field) = place.field("default") {
             if spec.required {

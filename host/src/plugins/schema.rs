@@ -135,6 +135,10 @@ pub struct OptionSpec {
     pub shared: bool,
     /// Another option that can't be given as well.
     pub not_with: Option<String>,
+    /// What the reference names may not be written to: the backend relies on it.
+    pub read_only: bool,
+    /// The path is a disk image that belongs to one backend, or to several that only read it.
+    pub image: bool,
 }
 
 impl OptionSpec {

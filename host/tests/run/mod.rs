@@ -336,6 +336,16 @@ impl Running {
         assert!(found, "no {text:?} in the log\n{}", self.both());
     }
 
+    /// Whether standard output contains `text` by now.
+    pub fn said(&self, text: &str) -> bool {
+        self.out.text().contains(text)
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.err.text()
+    }
+
     /// Waits for `done`.
     pub fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
         let end = Instant::now() + PATIENCE;

@@ -6,14 +6,13 @@
 mod seed;
 mod volume;
 
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use anyhow::ensure;
 use vmm_plugin_api::abi::block::BLOCK_READ_ONLY;
 use vmm_plugin_api::{
-    BlockBackend, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockRequest, Host, Options, Result,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, Host, Immediate, ImmediateQueue, Options,
+    Result,
 };
 
 vmm_plugin_api::plugin! {
@@ -25,12 +24,15 @@ vmm_plugin_api::plugin! {
 
 /// A disk with cloud-init's data.
 pub struct SeedDisk {
-    volume: Arc<Vec<u8>>,
+    volume: Arc<Volume>,
     info: BlockInfo,
 }
 
+/// The bytes of the disk.
+pub struct Volume(Vec<u8>);
+
 impl BlockBackend for SeedDisk {
-    type Queue = SeedQueue;
+    type Queue = ImmediateQueue<Volume>;
 
     fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
         let block = options.u32("block_size")?;
@@ -52,7 +54,7 @@ impl BlockBackend for SeedDisk {
             max_discard: 0,
         };
         Ok(Self {
-            volume: Arc::new(volume),
+            volume: Arc::new(Volume(volume)),
             info,
         })
     }
@@ -61,64 +63,22 @@ impl BlockBackend for SeedDisk {
         self.info
     }
 
-    fn open_queue(&self, depth: u32) -> Result<SeedQueue> {
-        let depth = depth.max(1) as usize;
-        Ok(SeedQueue {
-            volume: self.volume.clone(),
-            info: self.info,
-            depth,
-            done: VecDeque::with_capacity(depth),
-        })
+    fn open_queue(&self, depth: u32) -> Result<Self::Queue> {
+        Ok(ImmediateQueue::new(self.volume.clone(), self.info, depth))
     }
 }
 
-/// A queue: holds completions until they are reaped.
-pub struct SeedQueue {
-    volume: Arc<Vec<u8>>,
-    info: BlockInfo,
-    depth: usize,
-    done: VecDeque<BlockDone>,
-}
-
-impl SeedQueue {
-    /// Does a request; 0 or `-errno`.
-    fn run(&self, request: &BlockRequest) -> i32 {
-        let code = request.check(&self.info);
-        if code != 0 || request.op() != Some(BlockOp::Read) {
-            return code;
+impl Immediate for Volume {
+    fn perform(&self, op: BlockOp, request: &BlockRequest) -> i32 {
+        if op != BlockOp::Read {
+            return 0;
         }
-        // `check` has compared offset and lengths with the volume's.
-        let mut rest = self
-            .volume
-            .get(request.offset() as usize..)
-            .unwrap_or_default();
+        // Offset and lengths have been compared with the volume's.
+        let mut rest = self.0.get(request.offset() as usize..).unwrap_or_default();
         for segment in request.segments() {
             let copied = segment.write(0, rest);
             rest = &rest[copied..];
         }
         0
-    }
-}
-
-impl BlockQueue for SeedQueue {
-    fn submit(&mut self, batch: &[BlockRequest]) -> usize {
-        let taken = batch.len().min(self.depth - self.done.len());
-        for request in &batch[..taken] {
-            let done = request.done(self.run(request));
-            self.done.push_back(done);
-        }
-        taken
-    }
-
-    fn reap(&mut self, done: &mut [BlockDone]) -> usize {
-        let count = done.len().min(self.done.len());
-        for (slot, completion) in done.iter_mut().zip(self.done.drain(..count)) {
-            *slot = completion;
-        }
-        count
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

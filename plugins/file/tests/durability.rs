@@ -83,6 +83,47 @@ fn flushed_writes_survive_kill_9() {
     });
 }
 
+/// The file loses its end under the disk: what is left can be read, the rest fails, and nobody is told that it is safe.
+#[test]
+fn a_file_that_is_cut_short_fails_reads_beyond_and_all_flushes() {
+    each_mode(|setup| {
+        let path = setup.image("disk", MIB);
+        let backend = setup.open(&path, &[]);
+        let mut queue = backend
+            .as_block()
+            .expect("block")
+            .open_queue(32)
+            .expect("queue");
+        let slices: Vec<_> = (0..8u64)
+            .map(|i| setup.host.memory().writable(i * 4096, 4096).expect("RAM"))
+            .collect();
+        let mut batch = Batch::default();
+        batch.control(0, BlockOp::Flush, 0, 0);
+        succeed(&mut queue, &mut batch);
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(MIB / 2))
+            .expect("cut it");
+        // One batch over both sides of the new end, and across it.
+        for (i, slice) in (0u64..).zip(&slices) {
+            batch.transfer(i, BlockOp::Read, MIB / 2 + i * 4096 - 4 * 4096, &[*slice]);
+        }
+        batch.transfer(8, BlockOp::Read, MIB / 2 - 4096, &slices[..2]);
+        for (token, result) in run(&mut queue, &mut batch) {
+            let expected = if token < 4 { 0 } else { -libc::EIO };
+            assert_eq!(result, expected, "{:?}: {token}", setup.mode);
+        }
+        batch.transfer(0, WRITE, 0, &[slices[0]]);
+        succeed(&mut queue, &mut batch);
+        for _ in 0..2 {
+            batch.control(0, BlockOp::Flush, 0, 0);
+            assert_eq!(run(&mut queue, &mut batch)[&0], -libc::EIO);
+        }
+        assert_eq!(setup.host.faults(), Vec::<String>::new());
+    });
+}
+
 /// Fills `dir`, a filesystem of about a megabyte, from a disk that promises more.
 fn fill(dir: &Path, direct: bool) {
     let path = dir.join("disk");

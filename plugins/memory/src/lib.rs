@@ -5,17 +5,16 @@
 
 mod ram;
 
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use vmm_plugin_api::abi::block::{BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_WRITE_ZEROES};
 use vmm_plugin_api::{
-    BlockBackend, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockRequest, Host, Options, Result,
+    BlockBackend, BlockInfo, BlockOp, BlockRequest, Host, Immediate, ImmediateQueue, Options,
+    Result,
 };
 
-use ram::Ram;
+pub use ram::Ram;
 
 vmm_plugin_api::plugin! {
     manifest: "plugin.toml",
@@ -31,7 +30,7 @@ pub struct MemoryDisk {
 }
 
 impl BlockBackend for MemoryDisk {
-    type Queue = MemoryQueue;
+    type Queue = ImmediateQueue<Ram>;
 
     fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
         let (size, block) = (options.u64("size")?, options.u32("block_size")?);
@@ -80,73 +79,30 @@ impl BlockBackend for MemoryDisk {
         self.info
     }
 
-    fn open_queue(&self, depth: u32) -> Result<MemoryQueue> {
-        let depth = depth.max(1) as usize;
-        Ok(MemoryQueue {
-            ram: self.ram.clone(),
-            info: self.info,
-            depth,
-            done: VecDeque::with_capacity(depth),
-        })
+    fn open_queue(&self, depth: u32) -> Result<Self::Queue> {
+        Ok(ImmediateQueue::new(self.ram.clone(), self.info, depth))
     }
 }
 
-/// A queue: holds completions until they are reaped.
-pub struct MemoryQueue {
-    ram: Arc<Ram>,
-    info: BlockInfo,
-    depth: usize,
-    done: VecDeque<BlockDone>,
-}
-
-impl MemoryQueue {
-    fn run(&self, request: &BlockRequest) -> i32 {
-        let code = request.check(&self.info);
-        if code != 0 {
-            return code;
-        }
+impl Immediate for Ram {
+    fn perform(&self, op: BlockOp, request: &BlockRequest) -> i32 {
         let mut at = request.offset();
-        match request.op() {
-            Some(BlockOp::Read) => {
+        match op {
+            BlockOp::Read => {
                 for segment in request.segments() {
-                    self.ram.read(at, segment);
+                    self.read(at, segment);
                     at += segment.len() as u64;
                 }
             }
-            Some(BlockOp::Write { .. }) => {
+            BlockOp::Write { .. } => {
                 for segment in request.segments() {
-                    self.ram.write(at, segment);
+                    self.write(at, segment);
                     at += segment.len() as u64;
                 }
             }
-            Some(BlockOp::Discard | BlockOp::WriteZeroes { .. }) => {
-                self.ram.clear(at, request.len())
-            }
-            Some(BlockOp::Flush) | None => {}
+            BlockOp::Discard | BlockOp::WriteZeroes { .. } => self.clear(at, request.len()),
+            BlockOp::Flush => {}
         }
         0
-    }
-}
-
-impl BlockQueue for MemoryQueue {
-    fn submit(&mut self, batch: &[BlockRequest]) -> usize {
-        let taken = batch.len().min(self.depth - self.done.len());
-        for request in &batch[..taken] {
-            let done = request.done(self.run(request));
-            self.done.push_back(done);
-        }
-        taken
-    }
-
-    fn reap(&mut self, done: &mut [BlockDone]) -> usize {
-        let count = done.len().min(self.done.len());
-        for (slot, completion) in done.iter_mut().zip(self.done.drain(..count)) {
-            *slot = completion;
-        }
-        count
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct Admin {
     shared: Arc<Shared>,
     /// While the controller is enabled and has not been shut down.
     pair: Option<Pair>,
+    /// Resets by the guest that have been carried out.
+    resets: u64,
     /// Enabling has failed, or the guest has shut the controller down: only a reset goes on.
     halted: bool,
     queues: IoQueues,
@@ -77,6 +79,7 @@ impl Admin {
             features: Features::new(&shared),
             events: Events::default(),
             pair: None,
+            resets: 0,
             halted: false,
             backend,
             shared,
@@ -130,7 +133,8 @@ impl Admin {
     /// Acts on what the guest has written to the configuration register.
     fn follow_registers(&mut self) {
         let shared = self.shared.clone();
-        if shared.registers.take_reset() {
+        let resets = shared.registers.resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
             self.disable(false);
         }
         let configuration = shared.registers.configuration();
@@ -143,11 +147,11 @@ impl Admin {
             match pair {
                 Some(pair) => {
                     self.pair = Some(pair);
-                    shared.registers.add_status(READY);
+                    shared.registers.add_status(READY, resets);
                 }
                 None => {
                     self.halted = true;
-                    shared.registers.add_status(FATAL);
+                    shared.registers.add_status(FATAL, resets);
                     shared.complain(format_args!(
                         "the guest's driver enables the controller with a configuration or admin queues that it can't have"
                     ));

@@ -32,6 +32,8 @@ pub(crate) const FATAL: u32 = 2;
 pub(crate) const SHUTTING_DOWN: u32 = 1 << 2;
 pub(crate) const SHUT_DOWN: u32 = 2 << 2;
 const SHUTDOWN_STATUS: u32 = 3 << 2;
+/// One reset in [`Registers::csts`].
+const RESET: u64 = 1 << 32;
 
 /// The controller configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +71,12 @@ pub(crate) enum Effect {
 #[derive(Default)]
 pub(crate) struct Registers {
     cc: AtomicU32,
-    csts: AtomicU32,
+    /// `CSTS` in the lower half. In the upper half the number of controller resets that the guest has asked for, in the same word,
+    /// so that the status of what was before a reset never shows after it.
+    csts: AtomicU64,
     aqa: AtomicU32,
     asq: AtomicU64,
     acq: AtomicU64,
-    /// The guest has cleared `CC.EN`.
-    reset: AtomicBool,
     /// The guest has announced a shutdown.
     shutdown: AtomicBool,
 }
@@ -105,7 +107,7 @@ impl Registers {
                 VS => VERSION,
                 INTMS | INTMC => interrupts.mask(),
                 CC => self.cc.load(Ordering::Acquire),
-                CSTS => self.csts.load(Ordering::Acquire),
+                CSTS => self.csts.load(Ordering::Acquire) as u32,
                 AQA => self.aqa.load(Ordering::Acquire),
                 ASQ => self.asq.load(Ordering::Acquire) as u32,
                 0x2c => (self.asq.load(Ordering::Acquire) >> 32) as u32,
@@ -164,7 +166,7 @@ impl Registers {
         if old.enabled() && !new.enabled() {
             // A reset ends a shutdown that has not been finished.
             self.shutdown.store(false, Ordering::Release);
-            self.reset.store(true, Ordering::Release);
+            self.csts.fetch_add(RESET, Ordering::AcqRel);
         }
         if old.shutdown() == 0 && new.shutdown() != 0 {
             self.set_shutdown_status(SHUTTING_DOWN);
@@ -177,9 +179,9 @@ impl Registers {
         Configuration(self.cc.load(Ordering::Acquire))
     }
 
-    /// Whether the guest has disabled the controller since the last call.
-    pub(crate) fn take_reset(&self) -> bool {
-        self.reset.swap(false, Ordering::AcqRel)
+    /// How often the guest has disabled the controller. Asked for before [`Registers::configuration`].
+    pub(crate) fn resets(&self) -> u64 {
+        self.csts.load(Ordering::Acquire) / RESET
     }
 
     /// Whether the guest has announced a shutdown since the last call.
@@ -187,13 +189,18 @@ impl Registers {
         self.shutdown.swap(false, Ordering::AcqRel)
     }
 
-    /// Sets bits of `CSTS`.
-    pub(crate) fn add_status(&self, bits: u32) {
-        self.csts.fetch_or(bits, Ordering::AcqRel);
+    /// Sets bits of `CSTS`, unless the guest has disabled the controller since there were `resets`: a driver that has enabled it
+    /// again would take what is said of the one before for its own.
+    pub(crate) fn add_status(&self, bits: u32, resets: u64) {
+        let update = |csts| (csts / RESET == resets).then_some(csts | u64::from(bits));
+        // A refusal needs nothing: the reset is still to be carried out.
+        let _ = self
+            .csts
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
     }
 
     pub(crate) fn set_shutdown_status(&self, status: u32) {
-        let update = |csts| Some(csts & !SHUTDOWN_STATUS | status);
+        let update = |csts| Some(csts & !u64::from(SHUTDOWN_STATUS) | u64::from(status));
         // The closure never refuses.
         let _ = self
             .csts
@@ -202,7 +209,7 @@ impl Registers {
 
     /// `CSTS` as after a controller reset.
     pub(crate) fn clear_status(&self) {
-        self.csts.store(0, Ordering::Release);
+        self.csts.fetch_and(!(RESET - 1), Ordering::AcqRel);
     }
 
     /// Address and entries of the admin submission queue.
@@ -224,7 +231,32 @@ impl Registers {
         self.aqa.store(0, Ordering::Release);
         self.asq.store(0, Ordering::Release);
         self.acq.store(0, Ordering::Release);
-        self.reset.store(false, Ordering::Release);
         self.shutdown.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver that disables the controller before it is ready, and enables it again, must not see the first as its own.
+    #[test]
+    fn what_was_before_a_reset_is_not_said_after_it() {
+        let registers = Registers::default();
+        let status = || registers.csts.load(Ordering::Acquire) as u32;
+        registers.configure(1);
+        let resets = registers.resets();
+        registers.configure(0);
+        registers.configure(1);
+        registers.add_status(READY, resets);
+        assert_eq!(status(), 0);
+        registers.add_status(READY, registers.resets());
+        assert_eq!(status(), READY);
+        registers.configure(1 | 1 << 14);
+        assert_eq!(status(), READY | SHUTTING_DOWN);
+        registers.set_shutdown_status(SHUT_DOWN);
+        assert_eq!(status(), READY | SHUT_DOWN);
+        registers.clear_status();
+        assert_eq!((status(), registers.resets()), (0, 1));
     }
 }

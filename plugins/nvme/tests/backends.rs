@@ -116,3 +116,74 @@ fn file_through_the_page_cache_and_around_it() {
         torture(|host| host.block(root, "file", &options).unwrap(), direct);
     }
 }
+
+/// A batch of which some commands fail, for want of space and otherwise: those fail as the specification names it, the others are
+/// done, and the disk goes on.
+#[test]
+fn errors_in_the_middle_of_a_batch_hit_the_right_commands() {
+    const COUNT: u64 = 60;
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(BLOCKS * 512).unwrap();
+    let host = FakeHost::new(64 << 20);
+    let options: [(&str, Value); 5] = [
+        ("path", image.path().to_str().unwrap().into()),
+        ("block_size", 512u64.into()),
+        ("workers", 4u64.into()),
+        ("direct", false.into()),
+        ("discard", true.into()),
+    ];
+    let root = load("vmm-plugin-file").unwrap();
+    let file = host.block(root, "file", &options).unwrap();
+    let rules = "write 64K..128K error ENOSPC; write 192K..196K error EIO; \
+        write 200K..204K torn 512; read 232K..236K error EIO; flush error EIO times 1";
+    let options = [
+        ("backing", Value::from(&file)),
+        ("rules", rules.into()),
+        ("read_only", false.into()),
+    ];
+    let root = load("vmm-plugin-fault").unwrap();
+    let fault = host.block(root, "fault", &options).unwrap();
+    let options = [("block_dev", Value::from(&fault))];
+    let device = host.device(&VMM_PLUGIN, "pci-nvme", &options).unwrap();
+    device.start().unwrap();
+    let setup = Setup::on(host, device);
+    let (mut driver, mut pair) = setup.disk();
+    let data = driver.allocate(COUNT * 4096, 4096);
+    let writes = |i: u64| i < 56;
+    let status = |i: u64| match i {
+        16..32 => CAPACITY_EXCEEDED,
+        48 | 50 => WRITE_FAULT,
+        58 => READ_ERROR,
+        _ => OK,
+    };
+    let mut flying = BTreeMap::new();
+    for i in 0..COUNT {
+        let at = data + i * 4096;
+        let opcode = if writes(i) { WRITE } else { READ };
+        driver.memory.write(at, &pattern(i, 4096)).unwrap();
+        let cid = driver.add(&mut pair, Cmd::rw(opcode, i * 8, 8).prp(at, 0));
+        flying.insert(cid, i);
+    }
+    driver.ring(&mut pair);
+    for _ in 0..COUNT {
+        let cqe = driver.wait(&mut pair);
+        let i = flying.remove(&cqe.cid).expect("in flight");
+        assert_eq!(cqe.status, status(i), "command {i}");
+    }
+    for expected in [INTERNAL, OK] {
+        let cqe = driver.run(&mut pair, Cmd::new(FLUSH).nsid(1));
+        assert_eq!(cqe.status, expected, "{cqe:?}");
+    }
+    for i in (0..COUNT).filter(|i| *i != 58) {
+        let expected = match (writes(i) && status(i) == OK, i) {
+            (true, _) => pattern(i, 4096),
+            // Torn: one sector, and it was said that it failed.
+            (false, 50) => [&pattern(i, 512)[..], &[0; 3584]].concat(),
+            _ => vec![0; 4096],
+        };
+        let found = driver.read(&mut pair, i * 8, 4096);
+        assert!(found == expected, "blocks of command {i}");
+    }
+    assert_eq!(setup.host.faults(), Vec::<String>::new());
+    assert_eq!(setup.device.counter("errors"), 20);
+}

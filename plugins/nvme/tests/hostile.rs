@@ -130,6 +130,35 @@ fn enabling_and_disabling_in_a_hurry() {
     assert_eq!(setup.host.faults(), Vec::<String>::new());
 }
 
+/// The one that was disabled before it was ready must not tell the next driver that its own is.
+#[test]
+fn an_enabling_that_was_called_off_is_not_the_next_ones() {
+    let setup = Setup::new(Shape::default());
+    let mut driver = setup.driver();
+    let mut called_off = 0;
+    for round in 0..1000 {
+        driver.enable();
+        driver.begin_disable();
+        driver.wait_ready(false);
+        driver.set_reg(CC, ENABLE);
+        // Somewhere in what the controller does by then.
+        for _ in 0..round * 7 % 2000 {
+            std::hint::spin_loop();
+        }
+        driver.begin_disable();
+        // Queues are as `enable` has left them: nothing is between the two writes.
+        if driver.reg(CSTS) & 1 == 0 {
+            called_off += 1;
+            driver.set_reg(CC, ENABLE);
+            driver.wait_ready(true);
+            driver.free = 0x10_0000;
+            driver.identify(1, 0).unwrap();
+        }
+    }
+    println!("{called_off} called off");
+    assert_eq!(setup.host.faults(), Vec::<String>::new());
+}
+
 /// A command as a driver might write it, now and then a wild one.
 fn random_command(random: &mut Random, pool: u64) -> Cmd {
     let mut cmd = Cmd::default();

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::Context;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use vmm_block_file::{Direction, can_punch, in_memory, open_locked, punch, read_cached, transfer};
+use vmm_block_file::{
+    Direction, can_punch, cut_short, in_memory, open_locked, punch, read_cached, tell_if_deleted,
+    transfer,
+};
 use vmm_plugin_api::{GuestSlice, Result};
 
 /// Zeroes that are written at once.
@@ -23,9 +26,11 @@ pub struct DiskFile {
     path: PathBuf,
     len: AtomicU64,
     fixed: bool,
+    read_only: bool,
     in_memory: bool,
     skip_flush: bool,
-    /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success.
+    /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success. Or the file
+    /// has lost its end.
     lost: AtomicBool,
     /// What tests look at and make fail.
     #[cfg(test)]
@@ -47,6 +52,7 @@ impl DiskFile {
             path: path.to_owned(),
             len: AtomicU64::new(len),
             fixed: is_device,
+            read_only,
             skip_flush,
             lost: AtomicBool::new(false),
             #[cfg(test)]
@@ -85,7 +91,10 @@ impl DiskFile {
     pub fn read(&self, mut to: &mut [u8], mut at: u64) -> io::Result<()> {
         while !to.is_empty() {
             match rustix::io::pread(&self.file, &mut *to, at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => {
+                    self.look_for_end();
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 Ok(moved) => {
                     to = &mut to[moved..];
                     at += moved as u64;
@@ -126,9 +135,20 @@ impl DiskFile {
         Ok(())
     }
 
-    /// Fills guest memory from `at` on; what is beyond the end reads as zeroes.
+    /// Fills guest memory from `at` on; an error if the file has ended.
     pub fn read_list(&self, at: u64, list: &[GuestSlice]) -> io::Result<()> {
-        result(transfer(self.file.as_fd(), Direction::Read, at, list, 0))
+        let code = transfer(self.file.as_fd(), Direction::Read, at, list, 0);
+        if code == -libc::EIO {
+            self.look_for_end();
+        }
+        result(code)
+    }
+
+    /// After a read that failed: what was safe is lost if the file has lost its end.
+    fn look_for_end(&self) {
+        if !self.lost() && cut_short(&self.file, &self.path, self.len()) {
+            self.lost.store(true, Ordering::Release);
+        }
     }
 
     /// The same, if it does not have to wait for a disk; false if it would have to.
@@ -209,9 +229,17 @@ impl DiskFile {
         Err(error)
     }
 
-    /// Whether a flush has failed.
+    /// Whether a flush has failed, or the file has lost its end.
     pub fn lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        if !self.read_only {
+            tell_if_deleted(&self.file, &self.path);
+        }
     }
 }
 

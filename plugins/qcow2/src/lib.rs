@@ -15,7 +15,6 @@ mod header;
 mod image;
 mod layout;
 mod open;
-mod pool;
 mod queue;
 mod refcounts;
 mod scratch;

@@ -4,16 +4,38 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, RwLock};
 
+use vmm_block_file::{Job, Perform, Pool, Threads};
 use vmm_plugin_api::abi::block::BLOCK_DISCARD;
 use vmm_plugin_api::{BlockDone, BlockOp, BlockQueue, BlockRequest, Result};
 
 use crate::disk::{Disk, MAX_SEGMENTS, Request};
-use crate::pool::Pool;
+use crate::scratch::Work;
+
+/// What the threads of a queue use.
+struct User {
+    disk: Arc<Disk>,
+    /// The queue's lock in the image.
+    lock: Arc<RwLock<()>>,
+}
+
+impl Perform for User {
+    type Scratch = Work;
+
+    fn perform(&self, job: &Job, work: &mut Work) -> i32 {
+        let request = Request {
+            op: job.op,
+            offset: job.offset,
+            len: job.len,
+            segments: &job.segments,
+        };
+        self.disk.perform(request, &self.lock, work)
+    }
+}
 
 /// A queue on a disk in an image. Dropping it waits for what is in flight.
 pub struct Qcow2Queue {
     // Before the lock is given back, so that nobody uses it any more.
-    pool: Option<Pool>,
+    pool: Option<Pool<User>>,
     disk: Arc<Disk>,
     user: Arc<RwLock<()>>,
     depth: usize,
@@ -31,7 +53,16 @@ impl Qcow2Queue {
     pub fn open(disk: Arc<Disk>, depth: u32, workers: u32) -> Result<Self> {
         let depth = depth.max(1) as usize;
         let user = disk.join();
-        let pool = Pool::new(disk.clone(), user.clone(), depth, workers);
+        let threads = Threads {
+            name: "qcow2",
+            stack: 256 << 10,
+            most: workers,
+        };
+        let shared = Arc::new(User {
+            disk: disk.clone(),
+            lock: user.clone(),
+        });
+        let pool = Pool::new(shared, depth, threads);
         let pool = pool.inspect_err(|_| disk.leave(&user))?;
         Ok(Self {
             pool: Some(pool),
@@ -83,19 +114,12 @@ impl BlockQueue for Qcow2Queue {
                 None => Some(-libc::ENOTSUP),
                 Some(op) => self.at_once(op, request, alone),
             };
-            match (result, request.op()) {
-                (Some(code), _) => self.done.push_back(request.done(code)),
-                (None, Some(op)) => {
-                    if !self
-                        .pool
-                        .as_mut()
-                        .is_some_and(|pool| pool.push(op, request))
-                    {
-                        break;
-                    }
-                    self.waiting += 1;
-                }
-                (None, None) => break,
+            if let Some(code) = result {
+                self.done.push_back(request.done(code));
+            } else if self.pool.as_mut().is_some_and(|pool| pool.push(request)) {
+                self.waiting += 1;
+            } else {
+                break;
             }
             taken += 1;
         }

@@ -346,6 +346,28 @@ fn flipped_bytes_do_no_more_than_make_errors() {
     }
 }
 
+/// The image is emptied under the disk: nothing that was safe is said to be, and nothing is written on top.
+#[test]
+fn an_image_that_is_cut_short_while_it_is_used() {
+    let Some(setup) = Setup::new() else { return };
+    setup.create("disk.qcow2", &[], "16M");
+    let mut disk = setup.open("disk.qcow2", &[]);
+    disk.write(0, &[7; 65536]);
+    disk.flush();
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(setup.path("disk.qcow2"))
+        .unwrap();
+    file.set_len(0).unwrap();
+    assert_eq!(disk.try_read(0, 4096), Err(-libc::EIO));
+    assert_eq!(disk.try_write(8 << 20, &[8; 65536]), -libc::EIO);
+    assert_eq!(disk.request(BlockOp::Flush, 0, 0), -libc::EIO);
+    drop(disk);
+    assert!(setup.host.faults().is_empty(), "{:?}", setup.host.faults());
+    let error = setup.try_open("disk.qcow2", &[]).err().unwrap();
+    assert!(error.contains("disk.qcow2"), "{error}");
+}
+
 /// A file that says it is as large as files get takes no more than it has.
 #[test]
 fn sparse_giants_take_little() {

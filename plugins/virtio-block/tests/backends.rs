@@ -146,3 +146,70 @@ fn an_overlay_on_a_throttle_on_a_fault_layer_on_a_file() {
     };
     torture(stack, 2);
 }
+
+/// A batch of which some requests fail, for want of space and otherwise: those fail, the others are done, and the disk goes on.
+#[test]
+fn errors_in_the_middle_of_a_batch_hit_the_right_requests() {
+    const COUNT: u64 = 60;
+    let image = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    image.as_file().set_len(SECTORS * 512).unwrap();
+    let host = FakeHost::new(64 << 20);
+    let options: [(&str, Value); 5] = [
+        ("path", image.path().to_str().unwrap().into()),
+        ("block_size", 512u64.into()),
+        ("workers", 4u64.into()),
+        ("direct", false.into()),
+        ("discard", true.into()),
+    ];
+    let root = load("vmm-plugin-file").unwrap();
+    let file = host.block(root, "file", &options).unwrap();
+    let rules = "write 64K..128K error ENOSPC; write 192K..196K error EIO; \
+        write 200K..204K torn 512; read 232K..236K error EIO; flush error EIO times 1";
+    let options = [
+        ("backing", Value::from(&file)),
+        ("rules", rules.into()),
+        ("read_only", false.into()),
+    ];
+    let root = load("vmm-plugin-fault").unwrap();
+    let fault = host.block(root, "fault", &options).unwrap();
+    let device = host
+        .device(
+            &VMM_PLUGIN,
+            "pci-virtio-block",
+            &[("block_dev", (&fault).into()), ("queues", 1u64.into())],
+        )
+        .unwrap();
+    device.start().unwrap();
+    let setup = Setup::on(host, device);
+    let mut disk = setup.disk();
+    let writes = |i: u64| i < 56;
+    let fails = |i: u64| (16..32).contains(&i) || [48, 50, 58].contains(&i);
+    let mut flying = BTreeMap::new();
+    for i in 0..COUNT {
+        let pending = match writes(i) {
+            true => disk.add(T_OUT, i * 8, &pattern(i, 4096), 0),
+            false => disk.add(T_IN, i * 8, &[], 4096),
+        };
+        flying.insert(pending.head, (i, pending));
+    }
+    disk.queue.kick(&setup.device);
+    while !flying.is_empty() {
+        let (head, _) = disk.queue.wait(WAIT).expect("a completion");
+        let (i, pending) = flying.remove(&head).expect("a head in flight");
+        let expected = if fails(i) { S_IOERR } else { S_OK };
+        assert_eq!(disk.status(&pending), expected, "request {i}");
+    }
+    assert_eq!(disk.request(T_FLUSH, 0, &[], 0).0, S_IOERR);
+    assert_eq!(disk.request(T_FLUSH, 0, &[], 0).0, S_OK);
+    for i in (0..COUNT).filter(|i| *i != 58) {
+        let expected = match (writes(i) && !fails(i), i) {
+            (true, _) => pattern(i, 4096),
+            // Torn: one sector, and it was said that it failed.
+            (false, 50) => [&pattern(i, 512)[..], &[0; 3584]].concat(),
+            _ => vec![0; 4096],
+        };
+        assert!(disk.read(i * 8, 4096) == expected, "sectors of request {i}");
+    }
+    assert_eq!(setup.host.faults(), Vec::<String>::new());
+    assert_eq!(setup.device.counter("errors"), 20);
+}

@@ -1,5 +1,7 @@
 //! The devices that are tried, each with the driver that the test plays.
 
+mod nvme;
+
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -34,6 +36,13 @@ pub const DEVICES: &[(&str, Run)] = &[
     // A driver that does not flush gets every write durable.
     ("virtio-block-write-through", |host, disk, body| {
         virtio(host, disk, body, !F_FLUSH)
+    }),
+    ("nvme", |host, disk, body| {
+        nvme::run(host, disk, body, false)
+    }),
+    // Every write with FUA, and no flush.
+    ("nvme-fua", |host, disk, body| {
+        nvme::run(host, disk, body, true)
     }),
 ];
 

@@ -92,6 +92,8 @@ pub struct Lab {
     pub esp: PathBuf,
     /// A disk with the firmware test suite.
     pub fwts: PathBuf,
+    /// A disk with fio.
+    pub fio: PathBuf,
     /// Level 1's initial root.
     pub level1: PathBuf,
     /// The build that is tested.
@@ -173,6 +175,7 @@ impl Lab {
             root: directory.join("root.img"),
             esp: directory.join("esp.img"),
             fwts: super::fwts::disk(&directory)?,
+            fio: super::fio::disk(&directory)?,
             level1: directory.join("level1"),
             modules: unpacked.join(format!("lib/modules/{version}/kernel")),
             version,
@@ -404,7 +407,7 @@ impl Lab {
             copy(&job.file, &tree.join("lab").join(name))?;
         }
         self.stage_guest(&tree.join("lab"))?;
-        for disk in ["root.img", "esp.img", "fwts.img"] {
+        for disk in ["root.img", "esp.img", "fwts.img", "fio.img"] {
             succeed(
                 Command::new(packages::program("gzip", "gzip")?)
                     .args(["-1", "-f"])
@@ -445,6 +448,7 @@ impl Lab {
         }
         copy(&self.esp, &into.join("esp.img"))?;
         copy(&self.fwts, &into.join("fwts.img"))?;
+        copy(&self.fio, &into.join("fio.img"))?;
         fs::write(into.join("keep.img"), vec![0x6b; 1 << 20])?;
         copy(&self.vmlinuz, &into.join("vmlinuz"))?;
         copy(&self.vmlinux, &into.join("vmlinux"))?;

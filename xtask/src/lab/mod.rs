@@ -8,6 +8,7 @@ pub mod cpio;
 mod debian;
 mod direct;
 mod esp;
+mod fio;
 mod fwts;
 mod images;
 mod job;

@@ -94,6 +94,16 @@ fn each_slip_is_refused_with_its_line() {
             "line 20: `not_with` names no option: `path`",
         ),
         (
+            "default = \"16M\"",
+            "image = true",
+            "line 22: `image` on an option of type size",
+        ),
+        (
+            "default = \"16M\"",
+            "read_only = true",
+            "line 22: `read_only` on an option of type size",
+        ),
+        (
             "type = \"u32\"\nrange = [1, 64]",
             "type = \"readable\"",
             "`default` in [option]: expected no default",

@@ -42,6 +42,7 @@ pub const WRITE_PROTECTED: u16 = 0x20;
 pub const LBA_RANGE: u16 = 0x80;
 pub const QUEUE_ID: u16 = 0x101;
 pub const QUEUE_SIZE: u16 = 0x102;
+pub const CAPACITY_EXCEEDED: u16 = 0x81;
 pub const WRITE_FAULT: u16 = 0x280;
 pub const READ_ERROR: u16 = 0x281;
 pub const COMPARE_FAILURE: u16 = 0x285;
