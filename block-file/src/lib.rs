@@ -9,6 +9,7 @@ mod lock;
 mod open;
 mod pool;
 mod queue;
+mod size;
 mod transfer;
 
 #[cfg(target_os = "linux")]
@@ -27,5 +28,6 @@ pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
 pub use open::open_locked;
 pub use queue::FileQueue;
+pub use size::Extent;
 pub use system::{can_punch, in_memory, punch};
 pub use transfer::{Direction, read_cached, transfer};

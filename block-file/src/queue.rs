@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use vmm_plugin_api::{BlockDone, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
+use vmm_plugin_api::{BlockDone, BlockInfo, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
 
 use crate::image::{Image, MAX_SEGMENTS};
 use crate::pool::Pool;
@@ -87,6 +87,10 @@ impl Engine {
 /// A queue on a disk in a file. Dropping it waits for what is in flight.
 pub struct FileQueue {
     image: Arc<Image>,
+    /// The image's, with its present size.
+    info: BlockInfo,
+    /// Where its intact part ends.
+    intact: u64,
     engine: Engine,
     depth: usize,
     /// Requests that the engine has.
@@ -108,6 +112,8 @@ impl FileQueue {
             waiting_engine(&image, depth, workers)?
         };
         Ok(Self {
+            info: image.info(),
+            intact: u64::MAX,
             image,
             engine,
             depth,
@@ -118,9 +124,12 @@ impl FileQueue {
 
     /// The result of a request that need not wait.
     fn at_once(&self, request: &BlockRequest, alone: bool) -> Option<i32> {
-        let code = request.check(&self.image.info());
+        let code = request.check(&self.info);
         if code != 0 {
             return Some(code);
+        }
+        if request.offset().saturating_add(request.len()) > self.intact {
+            return Some(-libc::EIO);
         }
         let list = request.segments();
         if list.len() > MAX_SEGMENTS as usize {
@@ -170,6 +179,8 @@ impl BlockQueue for FileQueue {
         let room = self.depth - self.waiting - self.done.len();
         let alone = batch.len() == 1 && self.waiting == 0;
         let mut taken = 0;
+        let extent = self.image.extent();
+        (self.info.bytes, self.intact) = (extent.bytes(), extent.intact());
         for request in batch.iter().take(room) {
             if let Some(code) = self.at_once(request, alone) {
                 self.done.push_back(request.done(code));

@@ -23,11 +23,14 @@ pub struct FileDisk {
 impl BlockBackend for FileDisk {
     type Queue = FileQueue;
 
+    const RESIZABLE: bool = true;
+
     fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
         let settings = Settings {
             path: options.str("path")?.into(),
             read_only: options.bool("read_only")?,
             block_size: options.u32("block_size")?,
+            size: options.maybe_u64("size")?,
             skip_flush: options.bool("skip_flush")?,
             direct: options.bool("direct")?,
             discard: options.bool("discard")?,
@@ -40,6 +43,14 @@ impl BlockBackend for FileDisk {
 
     fn info(&self) -> BlockInfo {
         self.image.info()
+    }
+
+    fn look_again(&self) -> Result<u64> {
+        self.image.look_again()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.image.extent().bytes()
     }
 
     fn open_queue(&self, depth: u32) -> Result<FileQueue> {

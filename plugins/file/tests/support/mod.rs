@@ -105,6 +105,9 @@ pub fn open(
     ];
     let given = |key: &str| options.iter().find(|o| o.0 == key).map(|o| o.1.clone());
     let all = defaults.map(|(key, value)| (key, given(key).unwrap_or(value)));
+    // Options without a default, as far as they are given.
+    let more = options.iter().filter(|o| all.iter().all(|a| a.0 != o.0));
+    let all: Vec<_> = all.iter().chain(more).cloned().collect();
     host.block(&VMM_PLUGIN, "file", &all)
         .map_err(|e| format!("{e:#}"))
 }
