@@ -7,6 +7,7 @@
 mod image;
 mod lock;
 mod open;
+mod pinned;
 mod pool;
 mod queue;
 mod size;
@@ -27,6 +28,7 @@ use portable as system;
 pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
 pub use open::open_locked;
+pub use pinned::Pinned;
 pub use queue::FileQueue;
 pub use size::Extent;
 pub use system::{can_punch, in_memory, punch};

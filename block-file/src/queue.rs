@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vmm_plugin_api::{BlockDone, BlockInfo, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
 
 use crate::image::{Image, MAX_SEGMENTS};
+use crate::pinned::Pinned;
 use crate::pool::Pool;
 use crate::transfer::read_cached;
 #[cfg(target_os = "linux")]
@@ -100,16 +101,21 @@ pub struct FileQueue {
 }
 
 impl FileQueue {
-    /// Opens a queue with the best engine there is.
+    /// Opens a queue with the best engine there is; its ring, if it has one, registers `pinned`.
     ///
     /// # Errors
     /// Out of threads or descriptors.
-    pub fn open(image: Arc<Image>, depth: u32, workers: u32) -> Result<Self> {
+    pub fn open(
+        image: Arc<Image>,
+        depth: u32,
+        workers: u32,
+        pinned: Option<&Arc<Pinned>>,
+    ) -> Result<Self> {
         let depth = depth.max(1) as usize;
         let engine = if image.in_memory() {
             Engine::Inline
         } else {
-            waiting_engine(&image, depth, workers)?
+            waiting_engine(&image, depth, workers, pinned)?
         };
         Ok(Self {
             info: image.info(),
@@ -157,9 +163,21 @@ impl FileQueue {
 }
 
 #[cfg(target_os = "linux")]
-fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
+fn waiting_engine(
+    image: &Arc<Image>,
+    depth: usize,
+    workers: u32,
+    pinned: Option<&Arc<Pinned>>,
+) -> Result<Engine> {
     match Uring::new(image.clone(), depth, workers) {
-        Ok(uring) => Ok(Engine::Uring(Box::new(uring))),
+        Ok(mut uring) => {
+            if let Some(Err(error)) = pinned.map(|pinned| uring.pin(pinned.clone())) {
+                log::warn!(
+                    "`pin_memory` has no effect on a disk queue ({error}): guest memory must not lie in a file, and the limit on locked memory (ulimit -l) has to be as large as it for each queue"
+                );
+            }
+            Ok(Engine::Uring(Box::new(uring)))
+        }
         Err(error) => {
             log::info!(
                 "io_uring is not available ({error}); a disk queue uses {workers} threads instead"
@@ -170,7 +188,12 @@ fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engi
 }
 
 #[cfg(not(target_os = "linux"))]
-fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
+fn waiting_engine(
+    image: &Arc<Image>,
+    depth: usize,
+    workers: u32,
+    _pinned: Option<&Arc<Pinned>>,
+) -> Result<Engine> {
     Ok(Engine::Pool(Pool::new(image, depth, workers)?))
 }
 

@@ -407,7 +407,9 @@ impl<D: VirtioDevice> Device for Pci<D> {
     fn resized(&self) {
         self.device.resized();
         let config = self.device.config();
-        if lock(&self.shared.registers).set_config(config) {
+        // Under the lock, so that a reset leaves no interrupt behind.
+        let mut registers = lock(&self.shared.registers);
+        if registers.set_config(config) {
             self.shared.interrupts.config();
         }
     }

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use vmm_block_file::{FileQueue, Image, Settings};
+use anyhow::ensure;
+use vmm_block_file::{FileQueue, Image, Pinned, Settings};
 use vmm_plugin_api::{BlockBackend, BlockInfo, Host, Options, Result};
 
 vmm_plugin_api::plugin! {
@@ -18,6 +19,8 @@ vmm_plugin_api::plugin! {
 pub struct FileDisk {
     image: Arc<Image>,
     workers: u32,
+    /// Guest memory, if rings are to register it.
+    pinned: Option<Arc<Pinned>>,
 }
 
 impl BlockBackend for FileDisk {
@@ -25,7 +28,7 @@ impl BlockBackend for FileDisk {
 
     const RESIZABLE: bool = true;
 
-    fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
+    fn create(options: &Options<'_>, host: &Host) -> Result<Self> {
         let settings = Settings {
             path: options.str("path")?.into(),
             read_only: options.bool("read_only")?,
@@ -35,7 +38,17 @@ impl BlockBackend for FileDisk {
             direct: options.bool("direct")?,
             discard: options.bool("discard")?,
         };
+        let pins = options.bool("pin_memory")?;
+        ensure!(
+            settings.direct || !pins,
+            "`pin_memory` is of no use without direct I/O; add `direct = true`, or remove it"
+        );
+        let pinned = match pins {
+            true => Some(Arc::new(Pinned::new(host.memory()?))),
+            false => None,
+        };
         Ok(Self {
+            pinned,
             image: Arc::new(Image::open(&settings)?),
             workers: options.u32("workers")?,
         })
@@ -54,6 +67,11 @@ impl BlockBackend for FileDisk {
     }
 
     fn open_queue(&self, depth: u32) -> Result<FileQueue> {
-        FileQueue::open(self.image.clone(), depth, self.workers)
+        FileQueue::open(
+            self.image.clone(),
+            depth,
+            self.workers,
+            self.pinned.as_ref(),
+        )
     }
 }

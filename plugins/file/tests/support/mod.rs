@@ -19,6 +19,8 @@ pub enum Mode {
     Uring,
     /// io_uring around the page cache.
     Direct,
+    /// The same with guest memory registered.
+    Pinned,
     /// Threads, because a filter forbids io_uring.
     Threads,
     /// At once, on tmpfs.
@@ -54,7 +56,7 @@ impl Setup {
             host: FakeHost::new(16 * MIB),
             dir,
         };
-        if mode == Mode::Direct {
+        if matches!(mode, Mode::Direct | Mode::Pinned) {
             let path = setup.image("probe", MIB);
             if let Err(error) = setup.try_open(&path, &[]) {
                 println!("SKIPPED: {mode:?}: {error}");
@@ -78,7 +80,10 @@ impl Setup {
     }
 
     pub fn try_open(&self, path: &Path, options: &[(&str, Value)]) -> Result<Backend, String> {
-        open(&self.host, path, options, self.mode == Mode::Direct)
+        let mut options = options.to_vec();
+        options.push(("pin_memory", (self.mode == Mode::Pinned).into()));
+        let direct = matches!(self.mode, Mode::Direct | Mode::Pinned);
+        open(&self.host, path, &options, direct)
     }
 
     pub fn open(&self, path: &Path, options: &[(&str, Value)]) -> Backend {
@@ -114,7 +119,13 @@ pub fn open(
 
 /// Runs `test` once in each mode that this machine has.
 pub fn each_mode(test: impl Fn(&Setup) + Sync) {
-    for mode in [Mode::Uring, Mode::Direct, Mode::Threads, Mode::Memory] {
+    for mode in [
+        Mode::Uring,
+        Mode::Direct,
+        Mode::Pinned,
+        Mode::Threads,
+        Mode::Memory,
+    ] {
         let Some(setup) = Setup::new(mode) else {
             continue;
         };
