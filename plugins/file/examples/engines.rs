@@ -44,6 +44,10 @@ fn main() {
         ("direct", true, false),
         ("direct, pinned", true, true),
     ] {
+        // What the page cache still holds, direct I/O would have to write and drop first.
+        let file = std::fs::File::open(&path).expect("the image");
+        file.sync_all().expect("write the image");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("drop its pages");
         let options: [(&str, Value); 8] = [
             ("path", path.to_str().expect("UTF-8").into()),
             ("read_only", false.into()),
