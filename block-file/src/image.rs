@@ -6,22 +6,24 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, ensure};
-use rustix::fs::SeekFrom;
+use anyhow::ensure;
 use vmm_plugin_api::abi::block::{
     BLOCK_DISCARD, BLOCK_READ_ONLY, BLOCK_VOLATILE_CACHE, BLOCK_WRITE_ZEROES,
 };
 use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 
 use crate::open::open_locked;
+use crate::size::{self, Extent};
 use crate::system;
 use crate::transfer::{Direction, bounced, transfer};
-use crate::vanished::{cut_short, tell_if_deleted};
+use crate::vanished::tell_if_deleted;
 
 /// Longest scatter list; below every system's IOV_MAX.
 pub const MAX_SEGMENTS: u32 = 256;
 /// Longest discard or write-zeroes: where a filesystem can only zero by writing, this bounds one request's time.
 pub const MAX_DISCARD: u32 = 128 << 20;
+/// Bytes in a block of a CD.
+const CD_BLOCK: u32 = 2048;
 /// Zeroes written at once where a filesystem has no better way; aligned for direct I/O.
 const ZEROES: usize = 64 << 10;
 
@@ -38,6 +40,8 @@ pub struct Settings {
     pub read_only: bool,
     /// Bytes in a block.
     pub block_size: u32,
+    /// Bytes that a smaller file is grown to.
+    pub size: Option<u64>,
     /// Flushes do nothing.
     pub skip_flush: bool,
     /// Bypass the page cache.
@@ -51,6 +55,7 @@ pub struct Image {
     file: File,
     path: PathBuf,
     info: BlockInfo,
+    extent: Extent,
     skip_flush: bool,
     /// Alignment that direct I/O wants of addresses and lengths.
     direct: Option<usize>,
@@ -75,13 +80,26 @@ impl Image {
             "`block_size` is {block}; use a power of two from 512 to 65536"
         );
         let (file, is_device) = open_locked(path, settings.read_only, settings.direct)?;
-        let bytes = size(&file, path, block)?;
         let (logical, physical) = block_sizes(&file, is_device)?;
         ensure!(
             block.is_multiple_of(logical),
             "`{}` has blocks of {logical} bytes; set `block_size = {logical}`",
             path.display()
         );
+        ensure!(
+            block != CD_BLOCK || settings.read_only || logical == CD_BLOCK,
+            "`block_size = {CD_BLOCK}` makes a CD of `{}`, which can't be written to; add `read_only = true`, or use another block size",
+            path.display()
+        );
+        if let Some(wanted) = settings.size {
+            let kind = size::Kind {
+                is_device,
+                read_only: settings.read_only,
+                block,
+            };
+            size::grow(&file, path, kind, wanted)?;
+        }
+        let bytes = size::whole(&file, path, block)?;
         let direct = if settings.direct {
             Some(direct_alignment(file.as_fd(), path, block)?)
         } else {
@@ -115,6 +133,7 @@ impl Image {
             file,
             path: path.to_owned(),
             info,
+            extent: Extent::new(bytes),
             skip_flush: settings.skip_flush,
             direct,
             discard,
@@ -153,6 +172,7 @@ impl Image {
             file,
             path: path.to_owned(),
             info,
+            extent: Extent::new(bytes),
             skip_flush,
             direct: None,
             discard,
@@ -160,9 +180,23 @@ impl Image {
         }
     }
 
-    /// Size, units, features.
+    /// Size at first, units, features.
     pub fn info(&self) -> BlockInfo {
         self.info
+    }
+
+    /// The size that has been seen last, and which part of it is intact.
+    pub fn extent(&self) -> &Extent {
+        &self.extent
+    }
+
+    /// Looks at the size of the file again; the disk follows it as far as it has grown by whole blocks. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// The file has shrunk: what is lost, which fails from now on.
+    pub fn look_again(&self) -> Result<u64> {
+        self.extent
+            .look_again(&self.file, &self.path, self.info.logical)
     }
 
     /// The file.
@@ -225,19 +259,10 @@ impl Image {
             Some(unit) if self.misaligned(list) => bounced(self.fd(), way, offset, list, unit),
             _ => transfer(self.fd(), way, offset + done as u64, list, done),
         };
-        if code == -libc::EIO && way == Direction::Read {
-            self.look_for_end();
+        if code == -libc::EIO {
+            self.extent.failed(&self.file, &self.path);
         }
         code
-    }
-
-    /// After a read that failed.
-    fn look_for_end(&self) {
-        if !self.flush_failed.load(Ordering::Acquire)
-            && cut_short(&self.file, &self.path, self.info.bytes)
-        {
-            self.flush_failed.store(true, Ordering::Release);
-        }
     }
 
     /// Waits until what has been written is on stable storage.
@@ -255,8 +280,8 @@ impl Image {
         self.flushed(code)
     }
 
-    /// What to answer to a flush whose system call has given `code`. After one failure all fail: what was lost then can't come
-    /// back, so no later flush may claim that all earlier writes are safe.
+    /// What to answer to a flush whose system call has given `code`. After one failure, and once the file has been cut, all fail: what
+    /// was lost then can't come back, so no later flush may claim that all earlier writes are safe.
     pub fn flushed(&self, code: i32) -> i32 {
         if code < 0 && !self.flush_failed.swap(true, Ordering::AcqRel) {
             log::error!(
@@ -265,7 +290,7 @@ impl Image {
                 io::Error::from_raw_os_error(-code)
             );
         }
-        if code == 0 && self.flush_failed.load(Ordering::Acquire) {
+        if code == 0 && (self.flush_failed.load(Ordering::Acquire) || self.extent.lost()) {
             return -libc::EIO;
         }
         code
@@ -297,24 +322,6 @@ impl Image {
         }
         0
     }
-}
-
-/// Bytes in the image.
-fn size(file: &File, path: &Path, block: u32) -> Result<u64> {
-    let name = path.display();
-    let bytes = rustix::fs::seek(file, SeekFrom::End(0))
-        .with_context(|| format!("cannot find the size of `{name}`"))?;
-    ensure!(
-        bytes > 0,
-        "`{name}` is empty; give it a size: truncate -s 1G '{name}'"
-    );
-    let surplus = bytes % u64::from(block);
-    ensure!(
-        surplus == 0,
-        "`{name}` has {bytes} bytes, {surplus} more than a multiple of `block_size` ({block}): it may be cut short or no raw image; to pad it with zeroes: truncate -s {} '{name}'",
-        bytes - surplus + u64::from(block)
-    );
-    Ok(bytes)
 }
 
 /// Logical and physical block size.

@@ -8,8 +8,10 @@
 mod image;
 mod lock;
 mod open;
+mod pinned;
 mod pool;
 mod queue;
+mod size;
 mod transfer;
 mod vanished;
 
@@ -28,8 +30,10 @@ use portable as system;
 pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
 pub use open::open_locked;
+pub use pinned::Pinned;
 pub use pool::{Perform, Pool, Threads};
 pub use queue::{FileQueue, Job};
+pub use size::Extent;
 pub use system::{can_punch, in_memory, punch};
 pub use transfer::{Direction, read_cached, transfer};
 pub use vanished::{cut_short, tell_if_deleted};

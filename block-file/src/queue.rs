@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use vmm_plugin_api::{BlockDone, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
+use vmm_plugin_api::{BlockDone, BlockInfo, BlockOp, BlockQueue, BlockRequest, GuestSlice, Result};
 
 use crate::image::{Image, MAX_SEGMENTS};
+use crate::pinned::Pinned;
 use crate::pool::{Perform, Pool, Threads};
 use crate::transfer::read_cached;
 #[cfg(target_os = "linux")]
@@ -87,6 +88,10 @@ impl Engine {
 /// A queue on a disk in a file. Dropping it waits for what is in flight.
 pub struct FileQueue {
     image: Arc<Image>,
+    /// The image's, with its present size.
+    info: BlockInfo,
+    /// Where its intact part ends.
+    intact: u64,
     engine: Engine,
     depth: usize,
     /// Requests that the engine has.
@@ -96,18 +101,25 @@ pub struct FileQueue {
 }
 
 impl FileQueue {
-    /// Opens a queue with the best engine there is.
+    /// Opens a queue with the best engine there is; its ring, if it has one, registers `pinned`.
     ///
     /// # Errors
     /// Out of threads or descriptors.
-    pub fn open(image: Arc<Image>, depth: u32, workers: u32) -> Result<Self> {
+    pub fn open(
+        image: Arc<Image>,
+        depth: u32,
+        workers: u32,
+        pinned: Option<&Arc<Pinned>>,
+    ) -> Result<Self> {
         let depth = depth.max(1) as usize;
         let engine = if image.in_memory() {
             Engine::Inline
         } else {
-            waiting_engine(&image, depth, workers)?
+            waiting_engine(&image, depth, workers, pinned)?
         };
         Ok(Self {
+            info: image.info(),
+            intact: u64::MAX,
             image,
             engine,
             depth,
@@ -118,9 +130,12 @@ impl FileQueue {
 
     /// The result of a request that need not wait.
     fn at_once(&self, request: &BlockRequest, alone: bool) -> Option<i32> {
-        let code = request.check(&self.image.info());
+        let code = request.check(&self.info);
         if code != 0 {
             return Some(code);
+        }
+        if request.offset().saturating_add(request.len()) > self.intact {
+            return Some(-libc::EIO);
         }
         let list = request.segments();
         if list.len() > MAX_SEGMENTS as usize {
@@ -165,9 +180,21 @@ fn threads(image: &Arc<Image>, depth: usize, most: u32) -> Result<Engine> {
 }
 
 #[cfg(target_os = "linux")]
-fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
+fn waiting_engine(
+    image: &Arc<Image>,
+    depth: usize,
+    workers: u32,
+    pinned: Option<&Arc<Pinned>>,
+) -> Result<Engine> {
     match Uring::new(image.clone(), depth, workers) {
-        Ok(uring) => Ok(Engine::Uring(Box::new(uring))),
+        Ok(mut uring) => {
+            if let Some(Err(error)) = pinned.map(|pinned| uring.pin(pinned.clone())) {
+                log::warn!(
+                    "`pin_memory` has no effect on a disk queue ({error}): guest memory must not lie in a file, and the limit on locked memory (ulimit -l) has to be as large as it for each queue"
+                );
+            }
+            Ok(Engine::Uring(Box::new(uring)))
+        }
         Err(error) => {
             log::info!(
                 "io_uring is not available ({error}); a disk queue uses {workers} threads instead"
@@ -178,7 +205,12 @@ fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engi
 }
 
 #[cfg(not(target_os = "linux"))]
-fn waiting_engine(image: &Arc<Image>, depth: usize, workers: u32) -> Result<Engine> {
+fn waiting_engine(
+    image: &Arc<Image>,
+    depth: usize,
+    workers: u32,
+    _pinned: Option<&Arc<Pinned>>,
+) -> Result<Engine> {
     threads(image, depth, workers)
 }
 
@@ -187,6 +219,8 @@ impl BlockQueue for FileQueue {
         let room = self.depth - self.waiting - self.done.len();
         let alone = batch.len() == 1 && self.waiting == 0;
         let mut taken = 0;
+        let extent = self.image.extent();
+        (self.info.bytes, self.intact) = (extent.bytes(), extent.intact());
         for request in batch.iter().take(room) {
             if let Some(code) = self.at_once(request, alone) {
                 self.done.push_back(request.done(code));

@@ -14,6 +14,7 @@ use vmm_plugin_api::{BlockDone, BlockOp, BlockRequest, EventFd};
 
 use crate::image::Image;
 use crate::linux::{punch_mode, zero_mode};
+use crate::pinned::Pinned;
 use crate::queue::Job;
 
 /// One queue's ring.
@@ -29,6 +30,8 @@ pub struct Uring {
     done: VecDeque<(usize, i32)>,
     /// The ring has refused a system call for good; requests are done by the queue's own thread from then on.
     broken: bool,
+    /// The ring has registered these.
+    pinned: Option<Arc<Pinned>>,
 }
 
 impl Uring {
@@ -60,7 +63,24 @@ impl Uring {
             pushed: VecDeque::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
             broken: false,
+            pinned: None,
         })
+    }
+
+    /// Registers guest memory with the ring, for requests of one piece each: the others need a list, which the kernel takes from
+    /// unregistered memory only.
+    ///
+    /// # Errors
+    /// `ENOMEM`: more than this user may lock (RLIMIT_MEMLOCK). `EOPNOTSUPP`: memory in a file. Requests go without.
+    pub fn pin(&mut self, pinned: Arc<Pinned>) -> io::Result<()> {
+        let pieces = pinned.pieces();
+        // SAFETY: `transfer` asserts the layout; guest memory stays mapped for the life of the process.
+        unsafe {
+            let buffers = std::slice::from_raw_parts(pieces.as_ptr().cast(), pieces.len());
+            self.ring.submitter().register_buffers(buffers)?;
+        }
+        self.pinned = Some(pinned);
+        Ok(())
     }
 
     /// Takes a request into the batch; false when there is no room.
@@ -70,7 +90,8 @@ impl Uring {
         };
         self.jobs[slot].set(request);
         if !self.broken {
-            let entry = entry(&self.image, &self.jobs[slot]).user_data(slot as u64);
+            let entry = entry(&self.image, self.pinned.as_deref(), &self.jobs[slot]);
+            let entry = entry.user_data(slot as u64);
             // SAFETY: the scatter list belongs to the job, which stays untouched until its completion is reaped, and
             // `drop` waits for that; guest memory stays mapped for the life of the process.
             if unsafe { self.ring.submission().push(&entry) }.is_err() {
@@ -165,33 +186,47 @@ impl Drop for Uring {
 
 /// What the kernel is asked for a job. The file is not registered with the ring: a ring gives registered files up some time
 /// after the process is gone, and a VM that is started again would find its image locked.
-fn entry(image: &Image, job: &Job) -> squeue::Entry {
+fn entry(image: &Image, pinned: Option<&Pinned>, job: &Job) -> squeue::Entry {
     let file = types::Fd(image.fd().as_raw_fd());
     let (list, count) = (
         job.segments.as_ptr().cast::<libc::iovec>(),
         job.segments.len() as u32,
     );
+    let flags = match job.op {
+        BlockOp::Write { fua: true } if !image.skips_flush() => libc::RWF_DSYNC,
+        _ => 0,
+    };
     match (job.op, job.segments.as_slice()) {
         // One piece needs no list.
         (BlockOp::Read, [only]) if let Ok(len) = u32::try_from(only.len()) => {
-            opcode::Read::new(file, only.as_ptr(), len)
-                .offset(job.offset)
-                .build()
+            match pinned.and_then(|pinned| pinned.find(only)) {
+                Some(buffer) => opcode::ReadFixed::new(file, only.as_ptr(), len, buffer)
+                    .offset(job.offset)
+                    .build(),
+                None => opcode::Read::new(file, only.as_ptr(), len)
+                    .offset(job.offset)
+                    .build(),
+            }
+        }
+        (BlockOp::Write { .. }, [only]) if let Ok(len) = u32::try_from(only.len()) => {
+            match pinned.and_then(|pinned| pinned.find(only)) {
+                Some(buffer) => opcode::WriteFixed::new(file, only.as_ptr(), len, buffer)
+                    .offset(job.offset)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Write::new(file, only.as_ptr(), len)
+                    .offset(job.offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
         }
         (BlockOp::Read, _) => opcode::Readv::new(file, list, count)
             .offset(job.offset)
             .build(),
-        (BlockOp::Write { fua }, _) => {
-            let flags = if fua && !image.skips_flush() {
-                libc::RWF_DSYNC
-            } else {
-                0
-            };
-            opcode::Writev::new(file, list, count)
-                .offset(job.offset)
-                .rw_flags(flags)
-                .build()
-        }
+        (BlockOp::Write { .. }, _) => opcode::Writev::new(file, list, count)
+            .offset(job.offset)
+            .rw_flags(flags)
+            .build(),
         (BlockOp::Flush, _) => opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),

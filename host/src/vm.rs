@@ -1,6 +1,7 @@
 //! One VM from its configuration to its exit code: built in visible order, run, and taken down.
 
 mod build;
+mod growth;
 mod guest;
 mod placing;
 mod reset_log;
@@ -222,6 +223,7 @@ impl Vm {
                 | Message::Event(VmEvent::Reset)
                 | Message::Signal(signals::NMI_BUTTON) => {}
                 Message::Signal(signals::STATISTICS) => self.print_statistics(),
+                Message::Signal(signals::DISK_SIZES) => self.objects.look_at_disk_sizes(),
                 Message::Signal(signal) => {
                     let name = signals::name(signal);
                     return Ok(Some(
@@ -260,6 +262,10 @@ impl Vm {
                 }
                 Some(Message::Signal(signals::STATISTICS)) => {
                     self.print_statistics();
+                    Next::GoOn
+                }
+                Some(Message::Signal(signals::DISK_SIZES)) => {
+                    self.objects.look_at_disk_sizes();
                     Next::GoOn
                 }
                 Some(Message::Signal(signal)) => self.signalled(signal),

@@ -6,7 +6,7 @@ mod run;
 
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-use run::{Scene, disk, host_by, host_by_mounting, kvm, vm};
+use run::{Scene, disk, host, host_by, host_by_mounting, kvm, vm};
 use rustix::process::{Signal, geteuid};
 
 const FILE: &str = "type = \"file\"\npath = \"disk.img\"";
@@ -232,7 +232,7 @@ fn an_image_that_is_cut_short_is_an_io_error_in_the_guest() {
             .wait()
             .exited(0)
             .said("watch: a read failed, then a flush failed")
-            .logged("disk.img` has been cut short while it is in use: 0 bytes are left of 1048576");
+            .logged("disk.img` has been cut to 0 bytes under the VM, whose disk has 1048576");
     }
 }
 
@@ -292,4 +292,47 @@ fn what_was_flushed_survives_a_killed_host() {
             );
         }
     }
+}
+
+#[test]
+fn disks_that_have_grown_are_found_on_sigwinch() {
+    if !kvm("disks_that_have_grown_are_found_on_sigwinch") {
+        return;
+    }
+    const ABOVE: &str = "
+[dev.block1]
+driver = \"pci-virtio-block\"
+pci-path = \"0.9.0\"
+block_dev = \"above\"
+[block_dev.above]
+type = \"overlay\"
+path = \"above.overlay\"
+backing = \"base\"
+[block_dev.base]
+type = \"file\"
+path = \"base.img\"
+read_only = true
+";
+    let scene = Scene::new();
+    scene.image("disk.img", 1 << 20);
+    scene.image("base.img", 1 << 20);
+    let vm = vm("mode=hang", "", &(disk(FILE) + ABOVE));
+    let running = scene.start_with(host(), &vm, &["--log-level", "debug"]);
+    running.expect("hanging");
+    running.signal(Signal::WINCH);
+    running.expect_log("no disk has grown");
+    scene.image("disk.img", 2 << 20);
+    scene.image("base.img", 3 << 20);
+    running.signal(Signal::WINCH);
+    running.expect_log("block_dev.disk has grown from 1048576 to 2097152 bytes");
+    running.expect_log("block_dev.base has grown from 1048576 to 3145728 bytes");
+    running.expect_log("block_dev.above keeps its size, although what it stands on has grown");
+    scene.image("disk.img", 1 << 20);
+    running.signal(Signal::WINCH);
+    running.expect_log("block_dev.disk keeps its size");
+    running.signal(Signal::TERM);
+    running
+        .wait()
+        .exited(0)
+        .logged("disk.img` has been cut to 1048576 bytes under the VM, whose disk has 2097152");
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 pub use vmm_abi::block::{BlockDone, BlockInfo};
 use vmm_abi::block::{
-    BlockReq, BlockTable, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_WRITE_ZEROES, REQ_FUA,
-    REQ_UNMAP,
+    BlockReq, BlockResizeTable, BlockTable, OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE,
+    OP_WRITE_ZEROES, REQ_FUA, REQ_UNMAP,
 };
 use vmm_abi::{Obj, Opt};
 
@@ -21,6 +21,9 @@ use crate::{Events, GuestSlice, Host, Options, Result};
 pub trait BlockBackend: Sized + Send + Sync + 'static {
     /// Its queue.
     type Queue: BlockQueue;
+
+    /// Whether the disk may get larger while it is used; then it has [`BlockBackend::look_again`] and [`BlockBackend::bytes`].
+    const RESIZABLE: bool = false;
 
     /// Makes it from validated options. Control thread.
     ///
@@ -36,6 +39,21 @@ pub trait BlockBackend: Sized + Send + Sync + 'static {
     /// # Errors
     /// Out of resources.
     fn open_queue(&self, depth: u32) -> Result<Self::Queue>;
+
+    /// The operator says that the disk may have grown: looks, and returns the size in bytes, which [`BlockBackend::bytes`] gives
+    /// from then on: a multiple of the block size, and never less than before. A layer returns what the disk below it has by now
+    /// ([`BlockDevice::bytes`]). Control thread, while queues are in use.
+    ///
+    /// # Errors
+    /// It can't look; the size stays what it was.
+    fn look_again(&self) -> Result<u64> {
+        Ok(self.bytes())
+    }
+
+    /// The size of the last look in bytes. Any thread; does not look.
+    fn bytes(&self) -> u64 {
+        self.info().bytes
+    }
 
     /// A watched descriptor is ready or a timer has expired. I/O thread.
     fn ready(&self, token: u64, events: Events) {
@@ -195,6 +213,7 @@ pub struct BlockDevice(Arc<Backend>);
 struct Backend {
     obj: Obj,
     table: &'static BlockTable,
+    resize: Option<&'static BlockResizeTable>,
     name: String,
 }
 
@@ -212,6 +231,7 @@ impl BlockDevice {
         Ok(Self(Arc::new(Backend {
             obj: opt.obj,
             table,
+            resize: interface(&opt.obj, vmm_abi::block::BLOCK_RESIZE),
             name,
         })))
     }
@@ -246,6 +266,17 @@ impl BlockDevice {
             );
         }
         Ok(info)
+    }
+
+    /// The present size in bytes of a disk that [`BlockDevice::info`] said was `at_first` large: more if it has grown, and its
+    /// backend follows that. Any thread; asks the backend, which does not look.
+    #[must_use]
+    pub fn bytes(&self, at_first: u64) -> u64 {
+        // SAFETY: a call by the table's contract on a live object.
+        let present = self.0.resize.map_or(at_first, |resize| unsafe {
+            (resize.bytes)(self.0.obj.this)
+        });
+        present.max(at_first)
     }
 
     /// Opens a queue for at most `depth` requests in flight.

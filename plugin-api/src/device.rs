@@ -7,6 +7,9 @@ pub trait Device: Sized + Send + Sync + 'static {
     /// Version of the state that [`Device::save`] writes; `None`: the device can't be saved.
     const STATE_VERSION: Option<u32> = None;
 
+    /// Whether the device tells its guest of a disk that has grown; then it has [`Device::resized`].
+    const FOLLOWS_RESIZE: bool = false;
+
     /// Makes the device from validated options. Control thread; the guest does not run. Interrupts, doorbells and watches come
     /// in [`Device::start`].
     ///
@@ -71,6 +74,10 @@ pub trait Device: Sized + Send + Sync + 'static {
 
     /// The guest will not run again: finish what is in flight, end threads, flush. Control thread.
     fn stop(&self) {}
+
+    /// A block backend that the device was created with has become larger: asks for its size ([`crate::BlockDevice::bytes`]), and
+    /// tells the guest. Control thread; started, and vCPUs may run.
+    fn resized(&self) {}
 
     /// A watched descriptor is ready or a timer has expired. I/O thread, never two at once for one device.
     fn ready(&self, token: u64, events: Events) {

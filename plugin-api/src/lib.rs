@@ -43,6 +43,7 @@ mod bounce;
 mod buffer;
 mod chardev;
 mod device;
+mod disk_size;
 mod eventfd;
 mod export;
 mod guard;
@@ -67,6 +68,7 @@ pub use chardev::{CharBackend, CharDevice};
 pub use device::{
     Capability, Description, Device, PciDescription, Pin, Region, RegionKind, Trigger,
 };
+pub use disk_size::DiskSize;
 pub use eventfd::EventFd;
 pub use host::{Counter, Doorbell, Events, Host, Interrupt};
 pub use immediate::{Immediate, ImmediateQueue};

@@ -61,8 +61,16 @@ pub trait VirtioDevice: Sized + Send + Sync + 'static {
     /// Largest size of each queue: powers of two up to 32768.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Device configuration space; read-only to the driver, never changes.
-    fn config(&self) -> &[u8];
+    /// Device configuration space as it is now; read-only to the driver. Asked for at create and after
+    /// [`VirtioDevice::resized`]; its length never changes.
+    fn config(&self) -> Vec<u8>;
+
+    /// Whether the configuration space follows a disk that grows.
+    const FOLLOWS_RESIZE: bool = false;
+
+    /// A block backend that the device was created with has become larger. Control thread; afterwards the transport shows the
+    /// driver the new configuration space and tells it of the change.
+    fn resized(&self) {}
 
     /// Makes what serves queue `index`. Control thread, in start; it then moves to its thread.
     ///

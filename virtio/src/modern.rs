@@ -31,8 +31,7 @@ pub(crate) fn read(
     put(12, &accepted.to_le_bytes());
     put(16, &config_vector.to_le_bytes());
     put(18, &(registers.queues.len() as u16).to_le_bytes());
-    // Offset 21, config_generation, stays 0: the device configuration never changes.
-    put(20, &[status]);
+    put(20, &[status, registers.generation]);
     put(22, &registers.queue_select.to_le_bytes());
     let index = registers.queue_select;
     if let Some(queue) = registers.selected() {

@@ -157,7 +157,9 @@ impl<D: VirtioDevice> Pci<D> {
                 modern::read(&mut registers, offset, width, status, vector)
             }
             capability::DEVICE..capability::NOTIFY => {
-                modern::field(self.device.config(), offset - capability::DEVICE, width)
+                // Under the lock, so that generation and configuration change as one (section 4.1.4.3.1).
+                let registers = lock(&self.shared.registers);
+                modern::field(&registers.config, offset - capability::DEVICE, width)
             }
             capability::ISR => self.shared.interrupts.read_isr().into(),
             _ => 0,
@@ -183,7 +185,8 @@ impl<D: VirtioDevice> Pci<D> {
     fn read_legacy(&self, offset: u64, width: u32) -> u64 {
         let config = legacy::config_offset(self.shared.host.msix_enabled());
         if offset >= config {
-            return modern::field(self.device.config(), offset - config, width);
+            let registers = lock(&self.shared.registers);
+            return modern::field(&registers.config, offset - config, width);
         }
         if offset == legacy::ISR {
             return self.shared.interrupts.read_isr().into();
@@ -278,6 +281,8 @@ impl<D: VirtioDevice> Pci<D> {
 }
 
 impl<D: VirtioDevice> Device for Pci<D> {
+    const FOLLOWS_RESIZE: bool = D::FOLLOWS_RESIZE;
+
     fn create(options: &Options<'_>, host: &Host) -> Result<Self> {
         let device = D::create(options, host)?;
         let sizes = device.queue_sizes();
@@ -292,7 +297,8 @@ impl<D: VirtioDevice> Device for Pci<D> {
         let lanes = lanes
             .collect::<std::io::Result<Vec<_>>>()
             .context("can't make the queues' doorbells")?;
-        let registers = Registers::new(device.features(), &sizes, lanes.len() as u16 + 1);
+        let vectors = lanes.len() as u16 + 1;
+        let registers = Registers::new(device.features(), &sizes, vectors, device.config());
         Ok(Self {
             device,
             shared: Arc::new(Shared {
@@ -340,7 +346,10 @@ impl<D: VirtioDevice> Device for Pci<D> {
                 intx: true,
                 msix_vectors: self.vectors(),
                 msix_bar: MSIX_BAR,
-                capabilities: capability::all(self.shared.lanes.len(), self.device.config().len()),
+                capabilities: capability::all(
+                    self.shared.lanes.len(),
+                    lock(&self.shared.registers).config.len(),
+                ),
             }),
             ..Description::default()
         }
@@ -393,6 +402,16 @@ impl<D: VirtioDevice> Device for Pci<D> {
             self.start_thread(index as u16)?;
         }
         Ok(())
+    }
+
+    fn resized(&self) {
+        self.device.resized();
+        let config = self.device.config();
+        // Under the lock, so that a reset leaves no interrupt behind.
+        let mut registers = lock(&self.shared.registers);
+        if registers.set_config(config) {
+            self.shared.interrupts.config();
+        }
     }
 
     fn pause(&self) -> Result<()> {

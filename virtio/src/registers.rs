@@ -66,10 +66,13 @@ pub(crate) struct Registers {
     vectors: u16,
     /// The status that is read while queue threads still finish what a reset interrupts.
     pub(crate) resetting: Option<u8>,
+    /// The device configuration, and a number that changes with it (section 2.5).
+    pub(crate) config: Vec<u8>,
+    pub(crate) generation: u8,
 }
 
 impl Registers {
-    pub(crate) fn new(features: u64, queue_sizes: &[u16], vectors: u16) -> Self {
+    pub(crate) fn new(features: u64, queue_sizes: &[u16], vectors: u16, config: Vec<u8>) -> Self {
         Self {
             offered: features | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1,
             accepted: 0,
@@ -84,7 +87,19 @@ impl Registers {
                 .collect(),
             vectors,
             resetting: None,
+            config,
+            generation: 0,
         }
+    }
+
+    /// Replaces the device configuration. Whether it has changed, and a driver is there that has to be told.
+    pub(crate) fn set_config(&mut self, config: Vec<u8>) -> bool {
+        if config == self.config {
+            return false;
+        }
+        self.config = config;
+        self.generation = self.generation.wrapping_add(1);
+        self.status & DRIVER_OK != 0
     }
 
     /// Power-on values. The status stays visible until the queues are at rest.

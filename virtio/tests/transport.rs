@@ -38,8 +38,8 @@ impl VirtioDevice for Echo {
     fn queue_sizes(&self) -> Vec<u16> {
         vec![16, 8]
     }
-    fn config(&self) -> &[u8] {
-        &[1, 2, 3, 4, 5, 6]
+    fn config(&self) -> Vec<u8> {
+        vec![1, 2, 3, 4, 5, 6]
     }
     fn worker(&self, _index: u16) -> Result<Worker> {
         Ok(Worker(Chain::default()))

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, bail};
 use vmm_abi::Sink;
 use vmm_abi::device::{
-    CAP_LIVE, DEVICE, DeviceDesc, DeviceTable, IO, IoTable, PCI, PCI_CAPABILITY,
-    PciCapabilityTable, PciDesc, PciTable, PinDesc, REGION_BAR_IO, REGION_BAR_MEM32,
-    REGION_BAR_MEM64, REGION_MMIO, REGION_PIO, RegionDesc, TRIGGER_LEVEL,
+    CAP_LIVE, DEVICE, DEVICE_RESIZE, DeviceDesc, DeviceResizeTable, DeviceTable, IO, IoTable, PCI,
+    PCI_CAPABILITY, PciCapabilityTable, PciDesc, PciTable, PinDesc, REGION_BAR_IO,
+    REGION_BAR_MEM32, REGION_BAR_MEM64, REGION_MMIO, REGION_PIO, RegionDesc, TRIGGER_LEVEL,
 };
 
 use super::instance::{Instance, text};
@@ -162,6 +162,24 @@ impl Device {
         self.control("resume", |err| unsafe {
             (self.table.resume)(self.object.this(), err)
         })
+    }
+
+    /// Whether it was created with one of `backends`.
+    pub fn uses_any(&self, backends: &[&Arc<Object>]) -> bool {
+        self.object.uses_any(backends)
+    }
+
+    /// Tells the device that a disk of its has grown; false if it does not follow that. Started.
+    ///
+    /// # Errors
+    /// The device offers a skewed table.
+    pub fn resized(&self) -> Result<bool> {
+        let Some(table) = self.object.table::<DeviceResizeTable>(DEVICE_RESIZE)? else {
+            return Ok(false);
+        };
+        // SAFETY: as in `start`.
+        unsafe { (table.resized)(self.object.this()) };
+        Ok(true)
     }
 
     /// Back to power-on state; paused before and after.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use vmm_abi::block::{BLOCK, BlockTable};
+use vmm_abi::block::{BLOCK, BLOCK_RESIZE, BlockResizeTable, BlockTable};
 use vmm_abi::chardev::{CHAR, CharTable};
 use vmm_abi::device::EVENTS;
 use vmm_abi::{OPT_BOOL, OPT_INT, OPT_OBJECT, OPT_TEXT, Obj, Opt, Sink, Str};
@@ -23,7 +23,7 @@ pub struct Object {
     obj: Obj,
     instance: &'static Instance,
     /// Backends outlive the objects that use them.
-    _uses: Vec<Arc<Object>>,
+    uses: Vec<Arc<Object>>,
     released: AtomicBool,
 }
 
@@ -79,7 +79,7 @@ impl Object {
         let object = Self {
             obj,
             instance,
-            _uses: uses,
+            uses,
             released: AtomicBool::new(false),
         };
         instance.attach(obj.this, object.table(EVENTS)?);
@@ -110,6 +110,38 @@ impl Object {
             );
         }
         Ok(())
+    }
+
+    /// Whether it was created with one of `backends`.
+    pub fn uses_any(&self, backends: &[&Arc<Object>]) -> bool {
+        let among = |used: &Arc<Object>| backends.iter().any(|b| Arc::ptr_eq(b, used));
+        self.uses.iter().any(among)
+    }
+
+    /// Lets a block backend look at the size of its disk again: bytes before and after, or `None` if it does not follow that.
+    /// Control thread; those that it uses have looked.
+    ///
+    /// # Errors
+    /// What the plugin reports, or a disk that gets smaller; it has the size that it had.
+    pub fn look_again(&self) -> Result<Option<(u64, u64)>> {
+        let Some(table) = self.table::<BlockResizeTable>(BLOCK_RESIZE)? else {
+            return Ok(None);
+        };
+        let (mut error, mut after) = (Collected::default(), 0);
+        let sink = error.sink();
+        // SAFETY: calls by the table's contract on a live object.
+        let (before, code) = unsafe {
+            let before = (table.bytes)(self.obj.this);
+            let code = (table.look_again)(self.obj.this, &raw mut after, &raw const sink);
+            (before, code)
+        };
+        if code < 0 {
+            bail!("{}", error.or_errno(code));
+        }
+        if after < before {
+            bail!("the plugin says that its disk has shrunk from {before} to {after} bytes");
+        }
+        Ok(Some((before, after)))
     }
 
     /// First argument of the object's functions.

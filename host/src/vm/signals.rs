@@ -1,9 +1,9 @@
-//! Signals that ask for the end, for an NMI or for counters as messages, and one that must not end anything.
+//! Signals that ask for the end, for an NMI, for counters or for a look at disks as messages, and one that must not end anything.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::{Mailbox, Message};
@@ -11,6 +11,10 @@ use crate::thread;
 
 /// Presses the NMI button.
 pub(super) const NMI_BUTTON: i32 = SIGUSR2;
+
+/// Something may have another size now: disks. A terminal sends it too when its window does; then there is nothing to find.
+/// A process that does not know what it is for ignores it.
+pub(super) const DISK_SIZES: i32 = SIGWINCH;
 
 /// Asks for what devices and backends have counted.
 pub(super) const STATISTICS: i32 = SIGUSR1;
@@ -20,7 +24,7 @@ pub(super) const STATISTICS: i32 = SIGUSR1;
 /// # Errors
 /// The system refuses.
 pub(super) fn deliver(mailbox: &Mailbox) -> Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, NMI_BUTTON, STATISTICS])
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, NMI_BUTTON, STATISTICS, DISK_SIZES])
         .context("signals can't be handled")?;
     // A write beyond the limit on file sizes is then an error of that write (EFBIG), which a guest sees as its disk's, and not
     // the end of the process. Nobody looks at the flag.

@@ -33,6 +33,11 @@
 #define VMM_BLOCK "vmm.block/1"
 
 /*
+ Interface name of `BlockResizeTable`; offered by backends whose disk may get larger while it is used.
+ */
+#define VMM_BLOCK_RESIZE "vmm.block.resize/1"
+
+/*
  Interface name of `CharTable`.
  */
 #define VMM_CHAR "vmm.char/1"
@@ -66,6 +71,11 @@
  Interface name of `SnapshotTable`.
  */
 #define VMM_SNAPSHOT "vmm.snapshot/1"
+
+/*
+ Interface name of `DeviceResizeTable`; offered by devices that tell their guest of a disk that has grown.
+ */
+#define VMM_DEVICE_RESIZE "vmm.device.resize/1"
 
 /*
  Service name of `MemoryTable`.
@@ -512,7 +522,8 @@ typedef struct {
 } VmmRoot;
 
 /*
- What a backend is. Never changes while it lives.
+ What a backend is when it is created. Never changes while it lives; how large a disk has become since then, it says in
+ `BlockResizeTable`.
  */
 typedef struct {
     /*
@@ -646,6 +657,24 @@ typedef struct {
      */
     void (*close_queue)(void *queue);
 } VmmBlockTable;
+
+/*
+ `vmm.block.resize/1`: disks that get larger while they are used. A disk never gets smaller: each answer is a multiple of
+ `BlockInfo::logical`, and at least `BlockInfo::bytes` and every answer before it. Requests up to the size that was answered
+ are valid from then on. Who does not know of this table goes on using the first `BlockInfo::bytes` bytes.
+ */
+typedef struct {
+    /*
+     Looks again at how large the disk is, because the operator says that it has grown, and stores the size in bytes in `out`.
+     A layer answers for what it stands on, which has been asked before it. Control thread; from create until release, also
+     while queues are in use. Returns 0, or `-errno` with one line in `err`: the size stays what it was.
+     */
+    int32_t (*look_again)(void *this_, uint64_t *out, const VmmSink *err);
+    /*
+     The size of the last `look_again` in bytes; before the first, `BlockInfo::bytes`. Any thread; does not look.
+     */
+    uint64_t (*bytes)(void *this_);
+} VmmBlockResizeTable;
 
 /*
  `vmm.char/1`. One device uses a backend; any of its threads, one at a time for each direction.
@@ -910,6 +939,17 @@ typedef struct {
      */
     int32_t (*load)(void *this_, uint32_t version, const uint8_t *data, size_t len, const VmmSink *err);
 } VmmSnapshotTable;
+
+/*
+ `vmm.device.resize/1`: the other side of `crate::block::BlockResizeTable`.
+ */
+typedef struct {
+    /*
+     A block backend that the device was created with has become larger: the device asks those that it has for their size and
+     tells the guest, in the way of its own specification. Control thread; state started, vCPUs may run.
+     */
+    void (*resized)(void *this_);
+} VmmDeviceResizeTable;
 
 /*
  One range of guest RAM, mapped into this process. Another process can map the same by `fd` and `fd_offset`.

@@ -6,6 +6,8 @@ use crate::Sink;
 
 /// Interface name of [`BlockTable`].
 pub const BLOCK: &str = "vmm.block/1";
+/// Interface name of [`BlockResizeTable`]; offered by backends whose disk may get larger while it is used.
+pub const BLOCK_RESIZE: &str = "vmm.block.resize/1";
 
 /// [`BlockInfo::features`]: writes fail with `-EROFS`.
 pub const BLOCK_READ_ONLY: u32 = 1;
@@ -32,7 +34,8 @@ pub const REQ_FUA: u32 = 1;
 /// [`BlockReq::flags`]: for `OP_WRITE_ZEROES`, space may be freed.
 pub const REQ_UNMAP: u32 = 2;
 
-/// What a backend is. Never changes while it lives.
+/// What a backend is when it is created. Never changes while it lives; how large a disk has become since then, it says in
+/// [`BlockResizeTable`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 #[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
@@ -127,4 +130,19 @@ pub struct BlockTable {
     pub fd: unsafe extern "C" fn(queue: *mut c_void) -> i32,
     /// Waits for what is in flight, then ends the queue. Queue owner.
     pub close_queue: unsafe extern "C" fn(queue: *mut c_void),
+}
+
+/// `vmm.block.resize/1`: disks that get larger while they are used. A disk never gets smaller: each answer is a multiple of
+/// [`BlockInfo::logical`], and at least [`BlockInfo::bytes`] and every answer before it. Requests up to the size that was answered
+/// are valid from then on. Who does not know of this table goes on using the first [`BlockInfo::bytes`] bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
+pub struct BlockResizeTable {
+    /// Looks again at how large the disk is, because the operator says that it has grown, and stores the size in bytes in `out`.
+    /// A layer answers for what it stands on, which has been asked before it. Control thread; from create until release, also
+    /// while queues are in use. Returns 0, or `-errno` with one line in `err`: the size stays what it was.
+    pub look_again: unsafe extern "C" fn(this: *mut c_void, out: *mut u64, err: *const Sink) -> i32,
+    /// The size of the last `look_again` in bytes; before the first, [`BlockInfo::bytes`]. Any thread; does not look.
+    pub bytes: unsafe extern "C" fn(this: *mut c_void) -> u64,
 }

@@ -16,6 +16,8 @@ pub const PCI_CAPABILITY: &str = "vmm.pci.capability/1";
 pub const EVENTS: &str = "vmm.events/1";
 /// Interface name of [`SnapshotTable`].
 pub const SNAPSHOT: &str = "vmm.snapshot/1";
+/// Interface name of [`DeviceResizeTable`]; offered by devices that tell their guest of a disk that has grown.
+pub const DEVICE_RESIZE: &str = "vmm.device.resize/1";
 
 /// [`RegionDesc::kind`]: I/O ports at a fixed address.
 pub const REGION_PIO: u32 = 1;
@@ -222,4 +224,14 @@ pub struct SnapshotTable {
         len: usize,
         err: *const Sink,
     ) -> i32,
+}
+
+/// `vmm.device.resize/1`: the other side of [`crate::block::BlockResizeTable`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
+pub struct DeviceResizeTable {
+    /// A block backend that the device was created with has become larger: the device asks those that it has for their size and
+    /// tells the guest, in the way of its own specification. Control thread; state started, vCPUs may run.
+    pub resized: unsafe extern "C" fn(this: *mut c_void),
 }

@@ -7,11 +7,11 @@ use std::mem::{offset_of, size_of};
 use std::path::Path;
 use std::process::Command;
 
-use vmm_abi::block::{BlockDone, BlockInfo, BlockReq, BlockTable, Iov};
+use vmm_abi::block::{BlockDone, BlockInfo, BlockReq, BlockResizeTable, BlockTable, Iov};
 use vmm_abi::chardev::CharTable;
 use vmm_abi::device::{
-    CapDesc, DeviceDesc, DeviceTable, EventsTable, IoTable, PciCapabilityTable, PciDesc, PciTable,
-    PinDesc, RegionDesc, SnapshotTable,
+    CapDesc, DeviceDesc, DeviceResizeTable, DeviceTable, EventsTable, IoTable, PciCapabilityTable,
+    PciDesc, PciTable, PinDesc, RegionDesc, SnapshotTable,
 };
 use vmm_abi::host::{
     ControlTable, CounterTable, EventTable, FaultTable, IrqTable, LogTable, MemRegion, MemTable,
@@ -137,6 +137,7 @@ fn assertions() -> Result<String, std::fmt::Error> {
         BlockReq { token, op, flags, offset, len, iov, iov_count }
         BlockDone { token, result, reserved }
         BlockTable { info, open_queue, submit, reap, fd, close_queue }
+        BlockResizeTable { look_again, bytes }
         CharTable { read, write, fd }
         RegionDesc { id, kind, bar, reserved, address, size }
         PinDesc { irq, trigger }
@@ -152,6 +153,7 @@ fn assertions() -> Result<String, std::fmt::Error> {
         PciCapabilityTable { read, write }
         EventsTable { ready }
         SnapshotTable { save, load }
+        DeviceResizeTable { resized }
         MemRegion { gpa, len, host, fd_offset, fd, reserved, dirty }
         MemTable { regions, count, tracking }
         MemoryTable { table }

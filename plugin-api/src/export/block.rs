@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 
-use vmm_abi::block::{BLOCK, BlockDone, BlockInfo, BlockReq, BlockTable};
+use vmm_abi::block::{
+    BLOCK, BLOCK_RESIZE, BlockDone, BlockInfo, BlockReq, BlockResizeTable, BlockTable,
+};
 use vmm_abi::device::{EVENTS, EventsTable};
 use vmm_abi::{Base, Iface, Sink, Str};
 
@@ -35,11 +37,16 @@ impl<T: BlockBackend> BlockTables<T> {
         fd: Self::fd,
         close_queue: Self::close_queue,
     };
+    const RESIZE: &'static BlockResizeTable = &BlockResizeTable {
+        look_again: Self::look_again,
+        bytes: Self::bytes,
+    };
     const EVENTS: &'static EventsTable = &EventsTable { ready: Self::ready };
 
     unsafe extern "C" fn interface(_this: *mut c_void, name: Str) -> Iface {
         match text(&name) {
             BLOCK => offer(Self::BLOCK),
+            BLOCK_RESIZE if T::RESIZABLE => offer(Self::RESIZE),
             EVENTS => offer(Self::EVENTS),
             _ => Iface::NONE,
         }
@@ -131,6 +138,23 @@ impl<T: BlockBackend> BlockTables<T> {
         if let Err(text) = guard::catch(move || drop(inner)) {
             host.fault("close_queue", &text);
         }
+    }
+
+    unsafe extern "C" fn look_again(this: *mut c_void, out: *mut u64, err: *const Sink) -> i32 {
+        // SAFETY: as in `info`; `err` is a valid sink, `out` has room for the number.
+        unsafe {
+            control::<T>(this, "look_again", err, |b| {
+                out.write(b.look_again()?);
+                Ok(0)
+            })
+        }
+    }
+
+    unsafe extern "C" fn bytes(this: *mut c_void) -> u64 {
+        // SAFETY: as in `info`.
+        let object = unsafe { object::<T>(this) };
+        // A backend that has failed has no size any more, and nobody makes a disk smaller.
+        guard::call(&object.host, "bytes", 0, || object.inner.bytes())
     }
 
     unsafe extern "C" fn ready(this: *mut c_void, token: u64, events: u32) {

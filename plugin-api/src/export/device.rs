@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 
 use vmm_abi::device::{
-    DEVICE, DeviceDesc, DeviceTable, EVENTS, EventsTable, IO, IoTable, PCI, PCI_CAPABILITY,
-    PciCapabilityTable, PciDesc, PciTable, SNAPSHOT, SnapshotTable,
+    DEVICE, DEVICE_RESIZE, DeviceDesc, DeviceResizeTable, DeviceTable, EVENTS, EventsTable, IO,
+    IoTable, PCI, PCI_CAPABILITY, PciCapabilityTable, PciDesc, PciTable, SNAPSHOT, SnapshotTable,
 };
 use vmm_abi::{Base, Iface, Sink, Str};
 
@@ -46,6 +46,10 @@ impl<T: Device> DeviceTables<T> {
         load: Self::load,
     };
 
+    const RESIZE: &'static DeviceResizeTable = &DeviceResizeTable {
+        resized: Self::resized,
+    };
+
     unsafe extern "C" fn interface(this: *mut c_void, name: Str) -> Iface {
         // SAFETY: the host passes the object that this table came with.
         let pci = unsafe { object::<T>(this) }.device.source.pci.is_some();
@@ -55,6 +59,7 @@ impl<T: Device> DeviceTables<T> {
             EVENTS => offer(Self::EVENTS),
             PCI if pci => offer(Self::PCI),
             PCI_CAPABILITY if pci => offer(Self::CAPABILITY),
+            DEVICE_RESIZE if T::FOLLOWS_RESIZE => offer(Self::RESIZE),
             SNAPSHOT if T::STATE_VERSION.is_some() => offer(Self::SNAPSHOT),
             _ => Iface::NONE,
         }
@@ -187,6 +192,12 @@ impl<T: Device> DeviceTables<T> {
         guard::call(&object.host, "ready", (), || {
             object.inner.ready(token, Events(events))
         });
+    }
+
+    unsafe extern "C" fn resized(this: *mut c_void) {
+        // SAFETY: as in `interface`.
+        let object = unsafe { object::<T>(this) };
+        guard::call(&object.host, "resized", (), || object.inner.resized());
     }
 
     unsafe extern "C" fn save(this: *mut c_void, out: *const Sink, err: *const Sink) -> i32 {

@@ -280,6 +280,15 @@ impl<'a> VirtioDriver<'a> {
         self.get(self.common(24, 12), 2) as u16
     }
 
+    /// The number that changes with the device configuration; modern layout only, else 0.
+    #[must_use]
+    pub fn config_generation(&self) -> u8 {
+        match self.layout {
+            Layout::Modern { .. } => self.get(self.common(21, 0), 1) as u8,
+            Layout::Legacy { .. } => 0,
+        }
+    }
+
     /// Has configuration changes interrupt by MSI-X vector `vector`; returns the vector that reads back.
     #[must_use]
     pub fn config_vector(&self, vector: u16) -> u16 {

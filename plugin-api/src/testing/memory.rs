@@ -94,7 +94,7 @@ impl Ram {
     }
 }
 
-/// An unlinked file. Unlike a memfd it exists on every system.
+/// An unlinked file, in memory where the system has a folder there, as a VM's is. Unlike a memfd it exists on every system.
 #[allow(clippy::expect_used)] // a test can't go on without memory
 fn tempfile() -> std::fs::File {
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -103,7 +103,11 @@ fn tempfile() -> std::fs::File {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     );
-    let path = std::env::temp_dir().join(name);
+    let shared = std::path::Path::new("/dev/shm");
+    let path = match shared.is_dir() {
+        true => shared.join(name),
+        false => std::env::temp_dir().join(name),
+    };
     let file = std::fs::File::options()
         .read(true)
         .write(true)

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
+use vmm_abi::block::{BLOCK_RESIZE, BlockResizeTable};
 use vmm_abi::device::{
-    DEVICE, DeviceDesc, DeviceTable, EVENTS, EventsTable, IO, IoTable, PCI, PCI_CAPABILITY,
-    PciCapabilityTable, PciDesc, PciTable, RegionDesc, SNAPSHOT, SnapshotTable,
+    DEVICE, DEVICE_RESIZE, DeviceDesc, DeviceResizeTable, DeviceTable, EVENTS, EventsTable, IO,
+    IoTable, PCI, PCI_CAPABILITY, PciCapabilityTable, PciDesc, PciTable, RegionDesc, SNAPSHOT,
+    SnapshotTable,
 };
 use vmm_abi::{OPT_BOOL, OPT_INT, OPT_OBJECT, OPT_TEXT, Obj, Opt, Root, Sink, Str};
 
@@ -166,6 +168,25 @@ impl Backend {
         CharDevice::from_object(&opt("test", &Value::Object(self.clone())))
     }
 
+    /// Lets the backend look at its size again, as the host does when the operator says so; the size, or `None` if the backend
+    /// does not follow such changes.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn look_again(&self) -> Result<Option<u64>> {
+        let Some(table) = interface::<BlockResizeTable>(&self.0.obj, BLOCK_RESIZE) else {
+            return Ok(None);
+        };
+        let (mut error, mut bytes) = (ErrorText::default(), 0);
+        let sink = error.sink();
+        // SAFETY: a call by the table's contract.
+        let code = unsafe { (table.look_again)(self.0.obj.this, &raw mut bytes, &raw const sink) };
+        if code < 0 {
+            bail!("{}", error.or_errno(code));
+        }
+        Ok(Some(bytes))
+    }
+
     /// The present value of the object's counter; 0 if it has none of that name.
     #[must_use]
     pub fn counter(&self, name: &str) -> u64 {
@@ -309,6 +330,13 @@ impl FakeDevice {
     pub fn stop(&self) {
         // SAFETY: a call by the table's contract.
         unsafe { (self.device.stop)(self.this()) };
+    }
+
+    /// A disk of the device has grown; false if the device does not follow that.
+    pub fn resized(&self) -> bool {
+        let table = interface::<DeviceResizeTable>(&self.object.0.obj, DEVICE_RESIZE);
+        // SAFETY: a call by the table's contract.
+        table.map(|t| unsafe { (t.resized)(self.this()) }).is_some()
     }
 
     fn snapshot(&self) -> Result<&'static SnapshotTable> {

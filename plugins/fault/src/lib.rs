@@ -8,7 +8,7 @@ mod rules;
 use std::sync::Arc;
 
 use vmm_plugin_api::abi::block::BLOCK_READ_ONLY;
-use vmm_plugin_api::{BlockBackend, BlockDevice, BlockInfo, Host, Options, Result};
+use vmm_plugin_api::{BlockBackend, BlockDevice, BlockInfo, DiskSize, Host, Options, Result};
 
 pub use queue::FaultQueue;
 use rules::Rule;
@@ -24,11 +24,15 @@ vmm_plugin_api::plugin! {
 pub struct Fault {
     lower: BlockDevice,
     info: BlockInfo,
+    /// That of the disk below, when it was looked at last.
+    size: DiskSize,
     rules: Arc<Vec<Rule>>,
 }
 
 impl BlockBackend for Fault {
     type Queue = FaultQueue;
+
+    const RESIZABLE: bool = true;
 
     fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
         let lower = options.block("backing")?;
@@ -42,6 +46,7 @@ impl BlockBackend for Fault {
             lower.name()
         );
         Ok(Self {
+            size: DiskSize::new(lower.bytes(info.bytes)),
             lower,
             info,
             rules: Arc::new(rules),
@@ -52,9 +57,24 @@ impl BlockBackend for Fault {
         self.info
     }
 
+    fn look_again(&self) -> Result<u64> {
+        self.size.grow(self.lower.bytes(self.info.bytes));
+        Ok(self.size.bytes())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.size.bytes()
+    }
+
     fn open_queue(&self, depth: u32) -> Result<FaultQueue> {
         let lower = self.lower.open_queue(depth)?;
         let depth = depth.max(1) as usize;
-        FaultQueue::new(self.rules.clone(), self.info, lower, depth)
+        FaultQueue::new(
+            self.rules.clone(),
+            self.info,
+            self.size.clone(),
+            lower,
+            depth,
+        )
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use vmm_plugin_api::{
     Alarm, Batch, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle, BlockRequest,
-    GuestSlice, JoinedFd, LowerQueue,
+    DiskSize, GuestSlice, JoinedFd, LowerQueue,
 };
 
 use crate::rules::{Action, Rule};
@@ -31,6 +31,8 @@ struct Held {
 pub struct FaultQueue {
     rules: Arc<Vec<Rule>>,
     info: BlockInfo,
+    /// What `info.bytes` follows.
+    size: DiskSize,
     lower: LowerQueue<BlockQueueHandle>,
     /// Requests under way, by their token below, and room for more.
     held: Vec<Held>,
@@ -53,6 +55,7 @@ impl FaultQueue {
     pub fn new(
         rules: Arc<Vec<Rule>>,
         info: BlockInfo,
+        size: DiskSize,
         lower: BlockQueueHandle,
         depth: usize,
     ) -> Result<Self> {
@@ -75,6 +78,7 @@ impl FaultQueue {
         Ok(Self {
             rules,
             info,
+            size,
             lower: LowerQueue::new(lower, depth),
             held: std::iter::repeat_with(held).take(depth).collect(),
             free: (0..depth).rev().collect(),
@@ -205,6 +209,7 @@ impl BlockQueue for FaultQueue {
         if self.lower.is_dead() {
             return 0;
         }
+        self.info.bytes = self.size.bytes();
         let taken = batch
             .iter()
             .take_while(|request| self.start(request))

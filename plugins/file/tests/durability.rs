@@ -46,7 +46,7 @@ fn flushed_writes_survive_kill_9() {
         if mode == "Threads" {
             forbid_io_uring();
         }
-        return write_until_killed(Path::new(path), mode == "Direct");
+        return write_until_killed(Path::new(path), matches!(mode, "Direct" | "Pinned"));
     }
     each_mode(|setup| {
         let path = setup.image("disk", 16 * MIB);

@@ -40,6 +40,16 @@ fn a_missing_image() {
 }
 
 #[test]
+fn memory_to_pin_without_direct_io() {
+    let setup = setup();
+    let path = setup.image("disk", MIB);
+    assert_says(
+        &refused(&path, &[("pin_memory", true.into())]),
+        &["`pin_memory` is of no use", "direct = true"],
+    );
+}
+
+#[test]
 fn a_directory_and_a_fifo() {
     let setup = setup();
     let dir = setup.path("dir");

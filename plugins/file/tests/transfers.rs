@@ -30,13 +30,6 @@ fn each_mode_uses_the_engine_it_is_named_after() {
             .expect("block")
             .open_queue(8)
             .expect("queue");
-        let ring = || {
-            any_name(
-                "/proc/self/fd",
-                |p| Some(std::fs::read_link(p).ok()?.to_string_lossy().into_owned()),
-                "io_uring",
-            )
-        };
         let thread = || {
             any_name(
                 "/proc/self/task",
@@ -54,7 +47,7 @@ fn each_mode_uses_the_engine_it_is_named_after() {
                 }),
                 "no worker"
             ),
-            Mode::Uring | Mode::Direct if !ring() => {
+            Mode::Uring | Mode::Direct | Mode::Pinned if !ring() => {
                 println!("SKIPPED: {:?}: this machine has no io_uring", setup.mode)
             }
             _ => {}
@@ -437,4 +430,52 @@ fn the_descriptor_signals_only_what_submit_left_open() {
         batch.control(i, BlockOp::Flush, 0, 0);
         succeed(&mut queue, &mut batch);
     }
+}
+
+/// Whether this process has a ring.
+fn ring() -> bool {
+    any_name(
+        "/proc/self/fd",
+        |p| Some(std::fs::read_link(p).ok()?.to_string_lossy().into_owned()),
+        "io_uring",
+    )
+}
+
+/// Whether this user may lock as much memory as these tests have.
+#[cfg(target_os = "linux")]
+fn may_lock() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let root = std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0);
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("limits");
+    let line = limits
+        .lines()
+        .find_map(|l| l.strip_prefix("Max locked memory"));
+    let limit = line.and_then(|l| l.split_whitespace().next());
+    root || limit == Some("unlimited")
+}
+
+/// kB of memory that the kernel holds for this process.
+#[cfg(target_os = "linux")]
+fn pinned() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmPin:"));
+    let number = line.and_then(|l| l.split_whitespace().next());
+    number.and_then(|n| n.parse().ok()).expect("VmPin")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn guest_memory_is_registered_for_as_long_as_the_queue_is_there() {
+    let Some(setup) = support::Setup::new(Mode::Pinned) else {
+        return;
+    };
+    let backend = setup.open(&setup.image("disk", MIB), &[]);
+    let queue = backend.as_block().expect("block").open_queue(8);
+    if !ring() || !may_lock() {
+        println!("SKIPPED: memory to pin: no io_uring here, or a limit on locked memory");
+        return;
+    }
+    // Other tests of this program may hold more.
+    assert!(pinned() >= 16 << 10, "{} kB", pinned());
+    drop(queue);
 }

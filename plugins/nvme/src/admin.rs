@@ -68,6 +68,8 @@ pub(crate) struct Admin {
     queues: IoQueues,
     features: Features,
     events: Events,
+    /// The namespace has changed since the guest has read the log page that lists it.
+    namespace_changed: bool,
     /// For the flush of a shutdown.
     backend: BlockQueueHandle,
 }
@@ -78,6 +80,7 @@ impl Admin {
             queues: IoQueues::new(shared.clone()),
             features: Features::new(&shared),
             events: Events::default(),
+            namespace_changed: false,
             pair: None,
             resets: 0,
             halted: false,
@@ -147,6 +150,8 @@ impl Admin {
             match pair {
                 Some(pair) => {
                     self.pair = Some(pair);
+                    // What the guest will identify is no change to it.
+                    let _ = shared.take_resized();
                     shared.registers.add_status(READY, resets);
                 }
                 None => {
@@ -198,6 +203,7 @@ impl Admin {
         shared.doorbells.close();
         shared.interrupts.reset();
         let _ = shared.take_misuse();
+        self.namespace_changed = false;
         self.pair = None;
         self.halted = false;
         self.events = Events::default();
@@ -270,6 +276,12 @@ impl Admin {
         }
         if misuse & 2 != 0 {
             self.events.add(Event::InvalidValue);
+        }
+        if shared.take_resized() && self.pair.is_some() {
+            self.namespace_changed = true;
+            if self.features.reports_namespaces() {
+                self.events.add(Event::NamespaceChanged);
+            }
         }
         let mut any = false;
         while let Some(pair) = &mut self.pair {
@@ -398,7 +410,8 @@ impl Admin {
     }
 
     fn log_page(&mut self, command: &Command) -> Answer {
-        let page = log_pages::page(&self.shared, &self.features, command)?;
+        let changed = self.namespace_changed;
+        let page = log_pages::page(&self.shared, &self.features, changed, command)?;
         let dwords =
             u64::from(command.dword(10) >> 16) | u64::from(command.dword(11) & 0xffff) << 16;
         let len = 4 * (dwords + 1);
@@ -410,7 +423,9 @@ impl Admin {
         self.give(command, from, len)?;
         let retain = command.dword(10) & 1 << 15 != 0;
         if !retain {
-            self.events.acknowledge(command.dword(10) as u8);
+            let page = command.dword(10) as u8;
+            self.events.acknowledge(page);
+            self.namespace_changed &= page != log_pages::CHANGED_NAMESPACES;
         }
         Ok(0)
     }

@@ -1,8 +1,8 @@
 //! Commands on their way through one backend queue. An engine serves one completion queue at a time and is kept for the next.
 
 use vmm_plugin_api::{
-    Batch, BlockDevice, BlockDone, BlockOp, BlockQueueHandle, Bounce, GuestMemory, GuestSlice,
-    Piece, Progress, Result,
+    Batch, BlockDevice, BlockDone, BlockOp, BlockQueueHandle, Bounce, DiskSize, GuestMemory,
+    GuestSlice, Piece, Progress, Result,
 };
 
 use crate::command::Command;
@@ -49,6 +49,8 @@ pub(crate) struct Engine {
     pub(crate) backend: BlockQueueHandle,
     memory: GuestMemory,
     namespace: Namespace,
+    /// What the namespace's size follows.
+    size: DiskSize,
     batch: Batch,
     done: [BlockDone; 64],
     slots: Vec<Option<Slot>>,
@@ -70,6 +72,7 @@ impl Engine {
         backend: &BlockDevice,
         memory: GuestMemory,
         namespace: Namespace,
+        size: DiskSize,
         counters: Counters,
     ) -> Result<Self> {
         let depth = usize::from(DEPTH);
@@ -77,6 +80,7 @@ impl Engine {
             backend: backend.open_queue(DEPTH.into())?,
             memory,
             namespace,
+            size,
             batch: Batch::with_capacity(depth, 4 * depth),
             done: [BlockDone::default(); 64],
             slots: vec![None; depth],
@@ -103,6 +107,8 @@ impl Engine {
         if self.dead {
             return Err(Status::INTERNAL_ERROR);
         }
+        // After the command was fetched: its driver may have learned of a new size just before.
+        self.namespace.info.bytes = self.size.bytes();
         let action = self
             .namespace
             .parse(&command, mode.cached, mode.write_through)?;

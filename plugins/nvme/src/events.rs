@@ -14,19 +14,22 @@ pub(crate) enum Event {
     InvalidValue,
     /// The temperature is past a threshold.
     Temperature,
+    /// What Identify says of a namespace has changed.
+    NamespaceChanged,
 }
 
 /// Types of events, and the log page that goes with each.
-const TYPES: usize = 2;
-const LOG_PAGES: [u8; TYPES] = [0x01, 0x02];
+const TYPES: usize = 3;
+const LOG_PAGES: [u8; TYPES] = [0x01, 0x02, 0x04];
 
 impl Event {
-    /// Type and information (figures 145 to 147).
+    /// Type and information (figures 145 to 148).
     fn code(self) -> (usize, u32) {
         match self {
             Self::InvalidRegister => (0, 0),
             Self::InvalidValue => (0, 1),
             Self::Temperature => (1, 1),
+            Self::NamespaceChanged => (2, 0),
         }
     }
 }

@@ -84,6 +84,11 @@ impl Features {
         self.async_events & 1 << 1 != 0
     }
 
+    /// Whether the guest wants an event when a namespace has changed.
+    pub(crate) fn reports_namespaces(&self) -> bool {
+        self.async_events & 1 << 8 != 0
+    }
+
     /// Set Features. `in_use`: there are I/O queues.
     pub(crate) fn set(&mut self, shared: &Shared, command: &Command, in_use: bool) -> Answer {
         let (feature, value) = (command.dword(10) as u8, command.dword(11));

@@ -57,7 +57,7 @@ fn text(page: &mut Page, at: usize, len: usize, text: &[u8]) {
 fn controller(shared: &Shared) -> Page {
     let mut page = [0; BYTES];
     let p = &mut page;
-    let namespace = &shared.namespace;
+    let namespace = shared.namespace();
     put(p, 0, &VENDOR.to_le_bytes());
     put(p, 2, &VENDOR.to_le_bytes());
     put(p, 4, &shared.serial);
@@ -99,7 +99,7 @@ fn controller(shared: &Shared) -> Page {
 fn namespace_page(shared: &Shared) -> Page {
     let mut page = [0; BYTES];
     let p = &mut page;
-    let namespace = &shared.namespace;
+    let namespace = shared.namespace();
     let blocks = namespace.blocks().to_le_bytes();
     for at in [0, 8, 16] {
         put(p, at, &blocks);

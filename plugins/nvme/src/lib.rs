@@ -78,6 +78,8 @@ fn serial(given: Option<&str>, backend: &str) -> Result<[u8; SERIAL_BYTES]> {
 }
 
 impl Device for Nvme {
+    const FOLLOWS_RESIZE: bool = true;
+
     fn create(options: &Options<'_>, host: &Host) -> Result<Self> {
         let backend = options.block("block_dev")?;
         let serial = serial(options.maybe_str("serial")?, backend.name())?;
@@ -130,6 +132,10 @@ impl Device for Nvme {
             .context("can't start the admin thread")?;
         *lock(&self.admin) = Some(thread);
         Ok(())
+    }
+
+    fn resized(&self) {
+        self.shared.look_at_size();
     }
 
     fn pause(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::status::Status;
 const ERROR: u8 = 0x01;
 const SMART: u8 = 0x02;
 const FIRMWARE: u8 = 0x03;
-const CHANGED_NAMESPACES: u8 = 0x04;
+pub(crate) const CHANGED_NAMESPACES: u8 = 0x04;
 const EFFECTS: u8 = 0x05;
 
 /// Kelvin: a disk that has no temperature of its own says that of a room.
@@ -18,13 +18,14 @@ pub(crate) const TEMPERATURE: u16 = 296;
 /// Bytes in a data unit of the SMART log.
 const DATA_UNIT: u64 = 512_000;
 
-/// The whole page that the command asks for.
+/// The whole page that the command asks for. `changed`: the namespace has, since the guest has read so.
 ///
 /// # Errors
 /// There is no such page.
 pub(crate) fn page(
     shared: &Shared,
     features: &Features,
+    changed: bool,
     command: &Command,
 ) -> Result<Vec<u8>, Status> {
     let page = command.dword(10) as u8;
@@ -38,8 +39,7 @@ pub(crate) fn page(
             Ok(smart(shared, features))
         }
         FIRMWARE => Ok(firmware()),
-        // The namespace never changes.
-        CHANGED_NAMESPACES => Ok(vec![0; 4096]),
+        CHANGED_NAMESPACES => Ok(changed_namespaces(changed)),
         EFFECTS => Ok(effects(shared)),
         _ => Err(Status::INVALID_LOG_PAGE),
     }
@@ -50,8 +50,8 @@ fn smart(shared: &Shared, features: &Features) -> Vec<u8> {
     let mut page = vec![0; 512];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     // Critical warning: past a temperature threshold; the medium takes no writes.
-    let warning =
-        u8::from(features.temperature_warning()) << 1 | u8::from(shared.namespace.read_only()) << 3;
+    let warning = u8::from(features.temperature_warning()) << 1
+        | u8::from(shared.namespace().read_only()) << 3;
     put(0, &[warning]);
     put(1, &TEMPERATURE.to_le_bytes());
     // Available spare, and the least that it may be, in percent.
@@ -89,6 +89,15 @@ fn firmware() -> Vec<u8> {
     page
 }
 
+/// Section 5.14.1.4: identifiers of namespaces.
+fn changed_namespaces(changed: bool) -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    if changed {
+        page[..4].copy_from_slice(&NAMESPACE.to_le_bytes());
+    }
+    page
+}
+
 /// Figure 200: what each command changes.
 fn effects(shared: &Shared) -> Vec<u8> {
     const SUPPORTED: u32 = 1;
@@ -100,7 +109,7 @@ fn effects(shared: &Shared) -> Vec<u8> {
     for opcode in admin::COMMANDS {
         put(4 * usize::from(opcode), SUPPORTED);
     }
-    let namespace = &shared.namespace;
+    let namespace = shared.namespace();
     let io = [
         (io::FLUSH, true, false),
         (io::WRITE, true, true),

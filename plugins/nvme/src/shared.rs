@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vmm_plugin_api::abi::block::BLOCK_VOLATILE_CACHE;
-use vmm_plugin_api::{BlockDevice, GuestMemory, Host, Result};
+use vmm_plugin_api::{BlockDevice, BlockInfo, DiskSize, GuestMemory, Host, Result};
 
 use crate::command::Command;
 use crate::counters::Counters;
@@ -48,7 +48,12 @@ pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) memory: GuestMemory,
     pub(crate) backend: BlockDevice,
-    pub(crate) namespace: Namespace,
+    /// The backend as it was at first.
+    info: BlockInfo,
+    /// How large it is by now.
+    size: DiskSize,
+    /// It has grown, and the admin thread has not seen it.
+    resized: AtomicBool,
     pub(crate) serial: [u8; SERIAL_BYTES],
     pub(crate) counters: Counters,
     pub(crate) registers: Registers,
@@ -82,7 +87,9 @@ impl Shared {
         let info = backend.info()?;
         Ok(Self {
             memory: host.memory()?,
-            namespace: Namespace { info },
+            size: DiskSize::new(backend.bytes(info.bytes)),
+            info,
+            resized: AtomicBool::new(false),
             backend,
             serial,
             counters: Counters::new(host),
@@ -126,16 +133,40 @@ impl Shared {
         if let Some(engine) = lock(&self.engines).pop() {
             return Ok(engine);
         }
-        Engine::new(&self.backend, self.memory, self.namespace, self.counters)
+        let namespace = self.namespace();
+        let size = self.size.clone();
+        Engine::new(&self.backend, self.memory, namespace, size, self.counters)
     }
 
     pub(crate) fn put_engine(&self, engine: Engine) {
         lock(&self.engines).push(engine);
     }
 
+    /// The namespace as it is now.
+    pub(crate) fn namespace(&self) -> Namespace {
+        let info = BlockInfo {
+            bytes: self.size.bytes(),
+            ..self.info
+        };
+        Namespace { info }
+    }
+
+    /// The backend may have grown: the queues know at once, and the admin thread tells the guest, if it listens.
+    pub(crate) fn look_at_size(&self) {
+        if self.size.grow(self.backend.bytes(self.info.bytes)) {
+            self.resized.store(true, Ordering::SeqCst);
+            self.admin.poke();
+        }
+    }
+
+    /// Whether the namespace has grown since the last call.
+    pub(crate) fn take_resized(&self) -> bool {
+        self.resized.swap(false, Ordering::SeqCst)
+    }
+
     /// Whether the backend has a volatile write cache.
     pub(crate) fn cached(&self) -> bool {
-        self.namespace.has(BLOCK_VOLATILE_CACHE)
+        self.namespace().has(BLOCK_VOLATILE_CACHE)
     }
 
     /// How commands are started now.

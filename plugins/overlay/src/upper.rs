@@ -34,7 +34,7 @@ impl Upper for FileUpper {
     type Queue = FileQueue;
 
     fn open_queue(&self, depth: u32) -> Result<FileQueue> {
-        FileQueue::open(self.image.clone(), depth, self.workers)
+        FileQueue::open(self.image.clone(), depth, self.workers, None)
     }
 
     fn frees(&self) -> bool {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use vmm_plugin_api::abi::block::BLOCK_READ_ONLY;
-use vmm_plugin_api::{BlockBackend, BlockDevice, BlockInfo, Host, Options, Result};
+use vmm_plugin_api::{BlockBackend, BlockDevice, BlockInfo, DiskSize, Host, Options, Result};
 
 use bucket::Bucket;
 pub use queue::ThrottleQueue;
@@ -61,11 +61,15 @@ impl Limits {
 pub struct Throttle {
     lower: BlockDevice,
     info: BlockInfo,
+    /// That of the disk below, when it was looked at last.
+    size: DiskSize,
     limits: Arc<Limits>,
 }
 
 impl BlockBackend for Throttle {
     type Queue = ThrottleQueue;
+
+    const RESIZABLE: bool = true;
 
     fn create(options: &Options<'_>, _host: &Host) -> Result<Self> {
         let lower = options.block("backing")?;
@@ -86,6 +90,7 @@ impl BlockBackend for Throttle {
             );
         }
         Ok(Self {
+            size: DiskSize::new(lower.bytes(info.bytes)),
             lower,
             info,
             limits: Arc::new(Limits {
@@ -100,10 +105,25 @@ impl BlockBackend for Throttle {
         self.info
     }
 
+    fn look_again(&self) -> Result<u64> {
+        self.size.grow(self.lower.bytes(self.info.bytes));
+        Ok(self.size.bytes())
+    }
+
+    fn bytes(&self) -> u64 {
+        self.size.bytes()
+    }
+
     fn open_queue(&self, depth: u32) -> Result<ThrottleQueue> {
         let lower = self.lower.open_queue(depth)?;
         let depth = depth.max(1) as usize;
-        ThrottleQueue::new(self.limits.clone(), self.info, lower, depth)
+        ThrottleQueue::new(
+            self.limits.clone(),
+            self.info,
+            self.size.clone(),
+            lower,
+            depth,
+        )
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use vmm_plugin_api::{
-    Alarm, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle, BlockRequest, JoinedFd,
-    LowerQueue,
+    Alarm, BlockDone, BlockInfo, BlockOp, BlockQueue, BlockQueueHandle, BlockRequest, DiskSize,
+    JoinedFd, LowerQueue,
 };
 
 use crate::Limits;
@@ -16,6 +16,8 @@ use crate::Limits;
 pub struct ThrottleQueue {
     limits: Arc<Limits>,
     info: BlockInfo,
+    /// What `info.bytes` follows.
+    size: DiskSize,
     /// Its batch holds what waits for tokens or for room below.
     lower: LowerQueue<BlockQueueHandle>,
     /// When each request of the batch may go, in its order: these times never go backwards.
@@ -36,6 +38,7 @@ impl ThrottleQueue {
     pub fn new(
         limits: Arc<Limits>,
         info: BlockInfo,
+        size: DiskSize,
         lower: BlockQueueHandle,
         depth: usize,
     ) -> Result<Self> {
@@ -47,6 +50,7 @@ impl ThrottleQueue {
         Ok(Self {
             limits,
             info,
+            size,
             lower: LowerQueue::new(lower, depth),
             starts: VecDeque::with_capacity(depth),
             depth,
@@ -95,6 +99,7 @@ impl BlockQueue for ThrottleQueue {
         let used = self.starts.len() + self.lower.in_flight() + self.refused.len();
         let taken = batch.len().min(self.depth.saturating_sub(used));
         let now = self.limits.now();
+        self.info.bytes = self.size.bytes();
         for request in &batch[..taken] {
             let code = request.check(&self.info);
             let (0, Some(op)) = (code, request.op()) else {

@@ -6,7 +6,7 @@ mod worker;
 
 use anyhow::{Context, ensure};
 use vmm_plugin_api::abi::block::BLOCK_VOLATILE_CACHE;
-use vmm_plugin_api::{BlockDevice, BlockInfo, Host, Options, Result};
+use vmm_plugin_api::{BlockDevice, BlockInfo, DiskSize, Host, Options, Result};
 use vmm_virtio::{Pci, VirtioDevice};
 
 use worker::{BlockWorker, Counters};
@@ -18,10 +18,11 @@ const SERIAL_BYTES: usize = 20;
 struct Block {
     backend: BlockDevice,
     info: BlockInfo,
+    /// How large the disk is by now.
+    size: DiskSize,
     serial: [u8; SERIAL_BYTES],
     queues: u16,
     queue_size: u16,
-    config: Vec<u8>,
     modern_only: bool,
     counters: Counters,
 }
@@ -47,6 +48,7 @@ impl VirtioDevice for Block {
     const TRANSITIONAL_ID: u16 = 0x1001;
     const CLASS: u32 = 0x01_00_00;
     const NAME: &'static str = "virtio-blk";
+    const FOLLOWS_RESIZE: bool = true;
     type Worker = BlockWorker;
 
     fn create(options: &Options<'_>, host: &Host) -> Result<Self> {
@@ -64,9 +66,9 @@ impl VirtioDevice for Block {
             })?;
         Ok(Self {
             serial: serial(options.maybe_str("serial")?, backend.name())?,
-            config: config::space(&info, queues, queue_size),
             modern_only: options.bool("modern_only")?,
             counters: Counters::new(host),
+            size: DiskSize::new(backend.bytes(info.bytes)),
             backend,
             info,
             queues,
@@ -86,8 +88,17 @@ impl VirtioDevice for Block {
         vec![self.queue_size; self.queues.into()]
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Vec<u8> {
+        let info = BlockInfo {
+            bytes: self.size.bytes(),
+            ..self.info
+        };
+        config::space(&info, self.queues, self.queue_size)
+    }
+
+    fn resized(&self) {
+        // The queues first: a driver that reads the new capacity may use it at once.
+        self.size.grow(self.backend.bytes(self.info.bytes));
     }
 
     fn worker(&self, index: u16) -> Result<BlockWorker> {
@@ -97,6 +108,7 @@ impl VirtioDevice for Block {
         BlockWorker::new(
             queue,
             self.info,
+            self.size.clone(),
             self.serial,
             self.queue_size,
             self.counters,

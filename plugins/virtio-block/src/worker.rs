@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 
 use vmm_plugin_api::{
-    Batch, BlockDone, BlockInfo, BlockOp, BlockQueueHandle, Bounce, Chain, Counter, GuestSlice,
-    Host, Piece, Progress, Queue, QueueError, Result,
+    Batch, BlockDone, BlockInfo, BlockOp, BlockQueueHandle, Bounce, Chain, Counter, DiskSize,
+    GuestSlice, Host, Piece, Progress, Queue, QueueError, Result,
 };
 use vmm_virtio::QueueWorker;
 
@@ -95,6 +95,8 @@ struct Slot {
 pub(crate) struct BlockWorker {
     backend: BlockQueueHandle,
     info: BlockInfo,
+    /// What `info.bytes` follows.
+    disk_size: DiskSize,
     serial: [u8; SERIAL_BYTES],
     /// The driver does not flush, so every write has to be durable when it completes (section 5.2.6.2).
     write_through: bool,
@@ -114,6 +116,7 @@ impl BlockWorker {
     pub(crate) fn new(
         backend: BlockQueueHandle,
         info: BlockInfo,
+        disk_size: DiskSize,
         serial: [u8; SERIAL_BYTES],
         queue_size: u16,
         counters: Counters,
@@ -122,6 +125,7 @@ impl BlockWorker {
         Ok(Self {
             backend,
             info,
+            disk_size,
             serial,
             write_through: false,
             chain: Chain::with_capacity(size),
@@ -147,6 +151,8 @@ impl BlockWorker {
         let action = if self.dead {
             Action::Status(S_IOERR)
         } else {
+            // After the request was taken: its driver may have learned of a new size just before.
+            self.info.bytes = self.disk_size.bytes();
             request::parse(&self.info, self.write_through, &mut self.chain)
         };
         match action {

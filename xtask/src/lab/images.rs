@@ -1,6 +1,6 @@
 //! What the lab boots: kernel, initrd and root disk of the guest, and level 1's initial root.
 
-use super::{cpio, directory, esp};
+use super::{cd, cpio, directory, esp};
 use crate::workspace::{self, Profile};
 use crate::{packages, process};
 use anyhow::{Context, Result, bail};
@@ -71,7 +71,15 @@ const GUEST_MODULES: &[&str] = &[
     "virtio_blk",
 ];
 /// Modules of the guest's root disk.
-const GUEST_ROOT_MODULES: &[&str] = &["button", "evdev", "msr", "pvpanic", "pvpanic-mmio"];
+const GUEST_ROOT_MODULES: &[&str] = &[
+    "button",
+    "evdev",
+    "msr",
+    "pvpanic",
+    "pvpanic-mmio",
+    "cdrom",
+    "isofs",
+];
 /// Modules of level 1, in the order of loading.
 const LEVEL1_MODULES: &[&str] = &["irqbypass", "kvm", "kvm-amd"];
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -90,6 +98,8 @@ pub struct Lab {
     pub vmlinux: PathBuf,
     /// A FAT file system for firmware's own shell.
     pub esp: PathBuf,
+    /// An image of a CD.
+    pub cd: PathBuf,
     /// A disk with the firmware test suite.
     pub fwts: PathBuf,
     /// A disk with fio.
@@ -144,6 +154,7 @@ impl Lab {
         lab.guest_root()?;
         lab.uncompressed_kernel()?;
         esp::shell(&lab.esp)?;
+        cd::image(&lab.directory, &lab.initrd, &lab.cd)?;
         Ok(lab)
     }
 
@@ -174,6 +185,7 @@ impl Lab {
             initrd: directory.join("initrd"),
             root: directory.join("root.img"),
             esp: directory.join("esp.img"),
+            cd: directory.join("cd.iso"),
             fwts: super::fwts::disk(&directory)?,
             fio: super::fio::disk(&directory)?,
             level1: directory.join("level1"),
@@ -447,6 +459,7 @@ impl Lab {
             copy(&self.unpacked.join(name), &into.join(file))?;
         }
         copy(&self.esp, &into.join("esp.img"))?;
+        copy(&self.cd, &into.join("cd.iso"))?;
         copy(&self.fwts, &into.join("fwts.img"))?;
         copy(&self.fio, &into.join("fio.img"))?;
         fs::write(into.join("keep.img"), vec![0x6b; 1 << 20])?;

@@ -4,6 +4,7 @@
 //! Debian kernel under QEMU's TCG with emulated SVM, whose /dev/kvm is real. `tests/lab/README.md`
 //! describes the jobs. Everything is made from Debian packages below `target/lab`.
 
+mod cd;
 pub mod cpio;
 mod debian;
 mod direct;

@@ -19,6 +19,8 @@ pub enum Mode {
     Uring,
     /// io_uring around the page cache.
     Direct,
+    /// The same with guest memory registered.
+    Pinned,
     /// Threads, because a filter forbids io_uring.
     Threads,
     /// At once, on tmpfs.
@@ -54,7 +56,7 @@ impl Setup {
             host: FakeHost::new(16 * MIB),
             dir,
         };
-        if mode == Mode::Direct {
+        if matches!(mode, Mode::Direct | Mode::Pinned) {
             let path = setup.image("probe", MIB);
             if let Err(error) = setup.try_open(&path, &[]) {
                 println!("SKIPPED: {mode:?}: {error}");
@@ -78,7 +80,10 @@ impl Setup {
     }
 
     pub fn try_open(&self, path: &Path, options: &[(&str, Value)]) -> Result<Backend, String> {
-        open(&self.host, path, options, self.mode == Mode::Direct)
+        let mut options = options.to_vec();
+        options.push(("pin_memory", (self.mode == Mode::Pinned).into()));
+        let direct = matches!(self.mode, Mode::Direct | Mode::Pinned);
+        open(&self.host, path, &options, direct)
     }
 
     pub fn open(&self, path: &Path, options: &[(&str, Value)]) -> Backend {
@@ -105,13 +110,22 @@ pub fn open(
     ];
     let given = |key: &str| options.iter().find(|o| o.0 == key).map(|o| o.1.clone());
     let all = defaults.map(|(key, value)| (key, given(key).unwrap_or(value)));
+    // Options without a default, as far as they are given.
+    let more = options.iter().filter(|o| all.iter().all(|a| a.0 != o.0));
+    let all: Vec<_> = all.iter().chain(more).cloned().collect();
     host.block(&VMM_PLUGIN, "file", &all)
         .map_err(|e| format!("{e:#}"))
 }
 
 /// Runs `test` once in each mode that this machine has.
 pub fn each_mode(test: impl Fn(&Setup) + Sync) {
-    for mode in [Mode::Uring, Mode::Direct, Mode::Threads, Mode::Memory] {
+    for mode in [
+        Mode::Uring,
+        Mode::Direct,
+        Mode::Pinned,
+        Mode::Threads,
+        Mode::Memory,
+    ] {
         let Some(setup) = Setup::new(mode) else {
             continue;
         };
