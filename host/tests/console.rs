@@ -110,12 +110,8 @@ fn a_socket_left_by_a_killed_host_is_replaced_and_a_live_one_is_not() {
     }
     let scene = Scene::new();
     let first = scene.start(&vm("mode=hang", "", NO_WAIT));
-    let mut client = loop {
-        if scene.path("ttya").exists() {
-            break scene.connect("ttya");
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    };
+    first.until("a socket", || scene.path("ttya").exists());
+    let mut client = scene.connect("ttya");
     read_until(&mut client, "hanging");
     scene
         .run(&vm("mode=poweroff", "", NO_WAIT))

@@ -102,16 +102,14 @@ pub fn manifest_text(path: &Path) -> Result<String, SectionError> {
 }
 
 /// Checks e_ident and e_machine, which have the same place in both classes (System V gABI, "ELF Header").
-fn check_ident(ident: &[u8]) -> Result<(), SectionError> {
-    if !ident.starts_with(&elf::ELFMAG) {
+fn check_ident(start: &[u8]) -> Result<(), SectionError> {
+    if !start.starts_with(&elf::ELFMAG) {
         return Err(SectionError::NotElf);
     }
-    let [_, _, _, _, class, data, .., machine_low, machine_high] = *ident else {
+    let Some((head, _)) = start.split_first_chunk::<20>() else {
         return Err(SectionError::Truncated);
     };
-    if ident.len() < 20 {
-        return Err(SectionError::Truncated);
-    }
+    let [_, _, _, _, class, data, .., machine_low, machine_high] = *head;
     if class == elf::ELFCLASS32.0 {
         return Err(SectionError::OtherMachine("a 32-bit processor".to_string()));
     }
