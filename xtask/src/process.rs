@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How long the output of a command that was killed is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// How a bounded command ended.
 pub struct Outcome {
     /// Its status, or None when its time was up and it was killed.
@@ -210,9 +213,16 @@ impl Running {
             std::thread::sleep(Duration::from_millis(10));
         };
         let elapsed = self.started.elapsed();
+        // What a command has started outlives it when it is killed, and keeps its output open.
+        let end = status.is_none().then(|| Instant::now() + LAST_WORDS);
         for reader in self.readers {
-            // A reader that panicked has nothing more to give.
-            let _ = reader.join();
+            while end.is_some_and(|end| Instant::now() < end) && !reader.is_finished() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if end.is_none() || reader.is_finished() {
+                // A reader that panicked has nothing more to give.
+                let _ = reader.join();
+            }
         }
         let output = text_of(&self.console, &self.log);
         Ok(Outcome {
@@ -228,4 +238,18 @@ pub fn bounded(command: &mut Command, limit: Duration, show: bool) -> Result<Out
     let mut running = start(command, show)?;
     running.close_input();
     running.finish(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_command_has_started_is_not_waited_for() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo before; sleep 20 & wait"]);
+        let outcome = bounded(&mut command, Duration::from_millis(300), false).unwrap();
+        assert!(outcome.status.is_none(), "{}", outcome.ending());
+        assert_eq!(outcome.output.trim(), "before");
+    }
 }
