@@ -39,6 +39,7 @@ use portable as system;
 
 pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
+pub use mapped::Mapped;
 pub use open::open_locked;
 pub use pinned::Pinned;
 pub use pool::{Perform, Pool, Threads};
