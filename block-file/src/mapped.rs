@@ -41,6 +41,8 @@ pub struct Mapped {
     present: Box<[AtomicU64]>,
     /// Groups that mincore(2) has been asked about: one bit for each.
     asked: Box<[AtomicU64]>,
+    /// The last page that has been seen in memory.
+    top: AtomicU64,
 }
 
 // SAFETY: the mapping belongs to the process, and this type alone unmaps it; nothing refers to its bytes.
@@ -86,6 +88,7 @@ impl Mapped {
             guard,
             present: words(groups),
             asked: words(groups.div_ceil(GROUP as usize)),
+            top: AtomicU64::new(0),
         };
         // Its contents are no part of this process' core. A refusal costs nothing else.
         // SAFETY: the range is the mapping's; the advice changes nothing in it.
@@ -121,17 +124,33 @@ impl Mapped {
         self.reaches(file, end)
     }
 
-    /// Whether what has just been read up to `end` was all in the file. Where a file is cut within a page, the kernel fills that with
-    /// zeros, and only what lies in later pages is gone: so there is something to ask if the last byte is zero.
+    /// Whether what has just been read up to `end` was all in the file. Where a file is cut within a page, the kernel takes the later
+    /// pages out of all mappings, and then fills the rest of that one with zeros. So there is something to ask if the last byte is
+    /// zero, and any later page can answer.
     fn reaches(&self, file: BorrowedFd<'_>, end: u64) -> bool {
-        let mut last = 0u8;
-        // SAFETY: `end` is within the mapping and not 0, as `read` has checked.
+        let page = (end - 1) / PAGE;
+        match self.byte(end - 1) {
+            None => return false,
+            Some(0) => {}
+            Some(_) => return true,
+        }
+        let top = self.top.load(Ordering::Relaxed);
+        let known = self.present[(top / GROUP) as usize].load(Ordering::Relaxed);
+        if top > page && known >> (top % GROUP) & 1 != 0 {
+            return self.byte(top * PAGE).is_some();
+        }
+        rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size.cast_unsigned() >= end)
+    }
+
+    /// A byte of the image; `None` if it is gone.
+    fn byte(&self, at: u64) -> Option<u8> {
+        let mut byte = 0u8;
+        // SAFETY: `at` is below the image's length, as the callers have checked.
         let copied = unsafe {
-            let from = self.start.as_ptr().add(end as usize - 1);
-            self.guard.copy(from, &raw mut last, 1)
+            let from = self.start.as_ptr().add(at as usize);
+            self.guard.copy(from, &raw mut byte, 1)
         };
-        let long = || rustix::fs::fstat(file).is_ok_and(|stat| stat.st_size.cast_unsigned() >= end);
-        copied && (last != 0 || long())
+        copied.then_some(byte)
     }
 
     /// What has been written is in memory.
@@ -139,7 +158,7 @@ impl Mapped {
         self.each_group(offset, len, |group, pages| {
             let word = &self.present[group];
             if word.load(Ordering::Relaxed) & pages != pages {
-                word.fetch_or(pages, Ordering::Relaxed);
+                self.add(group, pages);
             }
         });
     }
@@ -180,7 +199,17 @@ impl Mapped {
             found = self.resident(first, count).unwrap_or(0);
             word.fetch_or(bit, Ordering::Relaxed);
         }
-        self.present[group].fetch_or(found, Ordering::Relaxed) | found
+        self.add(group, found)
+    }
+
+    /// Remembers pages that are there; returns all of the group's.
+    fn add(&self, group: usize, pages: u64) -> u64 {
+        let all = self.present[group].fetch_or(pages, Ordering::Relaxed) | pages;
+        if let Some(last) = pages.checked_ilog2() {
+            let last = group as u64 * GROUP + u64::from(last);
+            self.top.fetch_max(last, Ordering::Relaxed);
+        }
+        all
     }
 
     /// Where [`Mapped::asked`] has its bit for a group.

@@ -235,16 +235,25 @@ fn zeros_behind_the_cut_are_no_data() {
             2 * MIB + 512,
             [2 * MIB + 512, 2 * MIB + 1024, 2 * MIB + 4096],
         ),
+        // No page is behind this.
+        (
+            4 * MIB - 2048,
+            [4 * MIB - 2048, 4 * MIB - 1024, 4 * MIB - 512],
+        ),
     ] {
         let path = full(&setup, "disk", 4 * MIB, 5);
         let mut disk = Disk::open(&setup, &path, &[]);
         let slice = setup.host.memory().writable(0, 4096).expect("RAM");
         let block = slice.part(0, 512);
+        // Zeros that are data.
+        slice.fill(0);
+        assert_eq!(disk.transfer(WRITE, MIB, &[slice]), 0);
         for offset in (0..4 * MIB).step_by(4096) {
             assert_eq!(disk.transfer(BlockOp::Read, offset, &[slice]), 0);
         }
         assert!(mapped_kib(&path).expect("a mapping") >= 4 * KIB);
         cut(&path, at);
+        assert_eq!(disk.transfer(BlockOp::Read, MIB, &[slice]), 0);
         assert_eq!(disk.transfer(BlockOp::Read, 2 * MIB - 512, &[block]), 0);
         for place in places {
             assert_eq!(
@@ -254,7 +263,10 @@ fn zeros_behind_the_cut_are_no_data() {
             );
         }
         // From the intact part into the lost one.
-        assert_eq!(disk.transfer(BlockOp::Read, 2 * MIB - 2048, &[slice]), EIO);
+        assert_eq!(
+            disk.transfer(BlockOp::Read, places[0] - 2048, &[slice]),
+            EIO
+        );
         assert_eq!(disk.control(BlockOp::Flush, 0, 0), EIO);
     }
 }
