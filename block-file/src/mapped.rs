@@ -5,8 +5,8 @@
 //! fault for what is not cached, and the system is loath to take mapped pages back from its cache.
 //!
 //! A fault in a hole takes a page for it, so that a sparse image would fill up by being read: read(2) does not. Hence only pages
-//! that are known to be there are read here. mincore(2) tells, once for 64 pages; after that this process' own writes and discards
-//! do. A hole that another process makes meanwhile is only filled again.
+//! that are known to be there are read here. mincore(2) tells, once for 64 pages, of which enough have been read to be worth it; after
+//! that this process' own writes and discards do. A hole that another process makes meanwhile is only filled again.
 //!
 //! Shared, although nothing is written through it: of a private mapping POSIX does not say whether it shows later writes.
 
@@ -16,7 +16,7 @@ use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vmm_plugin_api::GuestSlice;
@@ -27,7 +27,12 @@ use crate::guarded::Guard;
 const PAGE: u64 = 4096;
 /// Pages that one word tells of, and one mincore(2).
 const GROUP: u64 = u64::BITS as u64;
-/// The largest image that is mapped: one word for 256 KiB makes 32 MiB, of which only what is used takes memory.
+/// Pages of a group that are read by read(2) before mincore(2) is asked: as often as it takes for that, and the faults that follow, to
+/// be made up for.
+const WORTH: u8 = 16;
+/// In place of a number of pages: it has been asked.
+const ASKED: u8 = u8::MAX;
+/// The largest image that is mapped: nine bytes for 256 KiB make 36 MiB, of which only what is used takes memory.
 const MOST: u64 = 1 << 40;
 
 /// An image's mapping, as large as the image was when it was opened.
@@ -39,8 +44,8 @@ pub struct Mapped {
     guard: Guard,
     /// Pages that are in memory: one bit for each, one word for each group.
     present: Box<[AtomicU64]>,
-    /// Groups that mincore(2) has been asked about: one bit for each.
-    asked: Box<[AtomicU64]>,
+    /// How many pages of each group have been read otherwise, or [`ASKED`].
+    read: Box<[AtomicU8]>,
     /// The last page that has been seen in memory.
     top: AtomicU64,
 }
@@ -86,8 +91,9 @@ impl Mapped {
             start,
             bytes,
             guard,
-            present: words(groups),
-            asked: words(groups.div_ceil(GROUP as usize)),
+            // SAFETY: all-zero is valid for both atomic types.
+            present: unsafe { zeroed(groups) },
+            read: unsafe { zeroed(groups) },
             top: AtomicU64::new(0),
         };
         // Its contents are no part of this process' core. A refusal costs nothing else.
@@ -167,8 +173,7 @@ impl Mapped {
     pub fn freed(&self, offset: u64, len: u64) {
         self.each_group(offset, len, |group, pages| {
             self.present[group].fetch_and(!pages, Ordering::Relaxed);
-            let (word, bit) = self.asked(group);
-            word.fetch_and(!bit, Ordering::Relaxed);
+            self.read[group].store(0, Ordering::Relaxed);
         });
     }
 
@@ -184,21 +189,28 @@ impl Mapped {
     fn is_present(&self, offset: u64, end: u64) -> bool {
         groups(offset, end).all(|(group, pages)| {
             let known = self.present[group].load(Ordering::Relaxed);
-            known & pages == pages || self.ask(group) & pages == pages
+            known & pages == pages || self.ask(group, pages) & pages == pages
         })
     }
 
-    /// The pages of a group that are there, from the kernel the first time.
+    /// The pages of a group that are there, as far as is known when `pages` of it have been read as well. From the kernel, once that
+    /// is worth it.
     #[cold]
-    fn ask(&self, group: usize) -> u64 {
-        let (word, bit) = self.asked(group);
-        let first = group as u64 * GROUP;
-        let mut found = 0;
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            let count = GROUP.min(self.bytes.div_ceil(PAGE) - first);
-            found = self.resident(first, count).unwrap_or(0);
-            word.fetch_or(bit, Ordering::Relaxed);
+    fn ask(&self, group: usize, pages: u64) -> u64 {
+        let read = self.read[group].load(Ordering::Relaxed);
+        if read == ASKED {
+            return self.present[group].load(Ordering::Relaxed);
         }
+        // Two threads may take one for the other's: it is an estimate.
+        let read = read.saturating_add(pages.count_ones() as u8);
+        if read < WORTH {
+            self.read[group].store(read, Ordering::Relaxed);
+            return 0;
+        }
+        let first = group as u64 * GROUP;
+        let count = GROUP.min(self.bytes.div_ceil(PAGE) - first);
+        let found = self.resident(first, count).unwrap_or(0);
+        self.read[group].store(ASKED, Ordering::Relaxed);
         self.add(group, found)
     }
 
@@ -210,12 +222,6 @@ impl Mapped {
             self.top.fetch_max(last, Ordering::Relaxed);
         }
         all
-    }
-
-    /// Where [`Mapped::asked`] has its bit for a group.
-    fn asked(&self, group: usize) -> (&AtomicU64, u64) {
-        let (word, bit) = (group / GROUP as usize, group % GROUP as usize);
-        (&self.asked[word], 1 << bit)
     }
 
     /// A bit for each of `count` pages, at most 64, that is in memory.
@@ -250,9 +256,12 @@ fn length(bytes: u64) -> usize {
     ((bytes.div_ceil(PAGE) + 1) * PAGE) as usize
 }
 
-/// Words of zeros, whose memory is taken when they are used.
-fn words(count: usize) -> Box<[AtomicU64]> {
-    // SAFETY: all-zero is a valid `AtomicU64`.
+/// `count` zeros, whose memory is taken when they are used.
+///
+/// # Safety
+/// All-zero is a valid `T`.
+unsafe fn zeroed<T>(count: usize) -> Box<[T]> {
+    // SAFETY: by this function's contract.
     unsafe { Box::new_zeroed_slice(count).assume_init() }
 }
 
