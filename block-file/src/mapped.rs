@@ -91,8 +91,9 @@ impl Mapped {
             start,
             bytes,
             guard,
-            // SAFETY: all-zero is valid for both atomic types.
+            // SAFETY: all-zero is a valid `AtomicU64`.
             present: unsafe { zeroed(groups) },
+            // SAFETY: all-zero is a valid `AtomicU8`.
             read: unsafe { zeroed(groups) },
             top: AtomicU64::new(0),
         };
