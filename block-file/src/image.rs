@@ -12,6 +12,7 @@ use vmm_plugin_api::abi::block::{
 };
 use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 
+use crate::mapped::Mapped;
 use crate::open::open_locked;
 use crate::size::{self, Extent};
 use crate::system;
@@ -61,6 +62,8 @@ pub struct Image {
     direct: Option<usize>,
     discard: bool,
     in_memory: bool,
+    /// How it is read if it lives in memory.
+    mapped: Option<Mapped>,
     /// It had a name when it was opened.
     named: bool,
     /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success. Or the file
@@ -128,8 +131,11 @@ impl Image {
             alignment: 1,
             max_discard: if settings.read_only { 0 } else { MAX_DISCARD },
         };
+        let in_memory = !is_device && system::in_memory(file.as_fd());
+        let through_cache = in_memory && direct.is_none();
         Ok(Self {
-            in_memory: !is_device && system::in_memory(file.as_fd()),
+            in_memory,
+            mapped: through_cache.then(|| Mapped::new(&file, bytes)).flatten(),
             file,
             path: path.to_owned(),
             info,
@@ -166,8 +172,10 @@ impl Image {
             alignment: 1,
             max_discard: if read_only { 0 } else { MAX_DISCARD },
         };
+        let in_memory = system::in_memory(file.as_fd());
         Self {
-            in_memory: system::in_memory(file.as_fd()),
+            in_memory,
+            mapped: in_memory.then(|| Mapped::new(&file, bytes)).flatten(),
             named: rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_nlink > 0),
             file,
             path: path.to_owned(),
@@ -242,7 +250,8 @@ impl Image {
         list: &[GuestSlice],
         done: usize,
     ) -> i32 {
-        match op {
+        let code = match op {
+            BlockOp::Read if done == 0 && self.read_mapped(offset, list) => 0,
             BlockOp::Read => self.transfer(Direction::Read, offset, list, done),
             BlockOp::Write { fua } => match self.transfer(Direction::Write, offset, list, done) {
                 0 if fua => self.flush(),
@@ -251,7 +260,20 @@ impl Image {
             BlockOp::Flush => self.flush(),
             BlockOp::Discard => system::punch(self.fd(), offset, len),
             BlockOp::WriteZeroes { unmap } => self.write_zeroes(offset, len, unmap),
+        };
+        if let Some(mapped) = &self.mapped {
+            match op {
+                BlockOp::Write { .. } if code == 0 => mapped.written(offset, len),
+                BlockOp::Discard | BlockOp::WriteZeroes { .. } => mapped.freed(offset, len),
+                _ => {}
+            }
         }
+        code
+    }
+
+    fn read_mapped(&self, offset: u64, list: &[GuestSlice]) -> bool {
+        let mapped = self.mapped.as_ref();
+        mapped.is_some_and(|mapped| mapped.read(self.fd(), offset, list))
     }
 
     fn transfer(&self, way: Direction, offset: u64, list: &[GuestSlice], done: usize) -> i32 {

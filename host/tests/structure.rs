@@ -33,8 +33,11 @@ const UNSAFE: &[&str] = &[
     "host/src/plugins/memory_table.rs",
     "host/src/plugins/object.rs",
     "host/src/plugins/process.rs",
-    // System calls that safe wrappers don't have, and memory that is shared with the kernel.
+    // System calls that safe wrappers don't have, memory that is shared with the kernel, and files that are mapped, with the handler
+    // for what is cut off them.
+    "block-file/src/guarded.rs",
     "block-file/src/lock.rs",
+    "block-file/src/mapped.rs",
     "block-file/src/transfer.rs",
     "block-file/src/uring.rs",
     "plugins/memory/src/ram.rs",

@@ -201,3 +201,35 @@ fn requests_outside_of_the_disk_are_refused() {
         -libc::EINVAL
     );
 }
+
+/// In memory both are read through mappings, each by its own plugin's copy, and each plugin has a handler for what is cut off.
+#[test]
+fn a_base_and_a_store_in_memory_that_are_cut() {
+    let setup = match Setup::within(Path::new("/dev/shm")) {
+        Ok(setup) => setup,
+        Err(error) => return println!("SKIPPED: /dev/shm can't be used: {error}"),
+    };
+    setup.image("base", 4 * MIB);
+    let base = setup.file("base", &[]);
+    let overlay = setup.overlay(&base, "overlay");
+    let mut disk = setup.disk(&overlay);
+    assert_eq!(disk.write(WRITE, 2 * MIB, &pattern(3, 1 << 20)), 0);
+    let before = disk.read(0, 4 << 20);
+    let cut = |name: &str, bytes: u64| {
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(setup.path(name));
+        file.unwrap().set_len(bytes).unwrap();
+    };
+    let to = setup.host.memory().writable(0, 65536).unwrap();
+    let mut code = |at| run_transfer(&mut disk.queue, BlockOp::Read, at, &[to]).unwrap();
+    assert_eq!([code(MIB), code(2 * MIB), code(3 * MIB)], [0; 3]);
+    cut("base", MIB);
+    assert_eq!(
+        [code(MIB), code(2 * MIB), code(3 * MIB)],
+        [-libc::EIO, 0, -libc::EIO]
+    );
+    cut("overlay", MIB);
+    assert_eq!(code(2 * MIB), -libc::EIO);
+    assert!(disk.read(0, 1 << 20) == before[..1 << 20]);
+}

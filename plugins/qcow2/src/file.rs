@@ -10,8 +10,8 @@ use anyhow::Context;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use vmm_block_file::{
-    Direction, can_punch, cut_short, in_memory, open_locked, punch, read_cached, tell_if_deleted,
-    transfer,
+    Direction, Mapped, can_punch, cut_short, in_memory, open_locked, punch, read_cached,
+    tell_if_deleted, transfer,
 };
 use vmm_plugin_api::{GuestSlice, Result};
 
@@ -28,6 +28,8 @@ pub struct DiskFile {
     fixed: bool,
     read_only: bool,
     in_memory: bool,
+    /// How guest data is read if it lives in memory, up to the length it had at first.
+    mapped: Option<Mapped>,
     skip_flush: bool,
     /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success. Or the file
     /// has lost its end.
@@ -46,8 +48,10 @@ impl DiskFile {
         let (file, is_device) = open_locked(path, read_only, false)?;
         let len = rustix::fs::seek(&file, SeekFrom::End(0))
             .with_context(|| format!("cannot find the size of `{}`", path.display()))?;
+        let in_memory = !is_device && in_memory(file.as_fd());
         Ok(Self {
-            in_memory: !is_device && in_memory(file.as_fd()),
+            in_memory,
+            mapped: in_memory.then(|| Mapped::new(&file, len)).flatten(),
             file,
             path: path.to_owned(),
             len: AtomicU64::new(len),
@@ -106,8 +110,17 @@ impl DiskFile {
         Ok(())
     }
 
+    /// Something has been stored there.
+    fn written(&self, at: u64, end: u64) {
+        if let Some(mapped) = &self.mapped {
+            mapped.written(at, end - at);
+        }
+        self.len.fetch_max(end, Ordering::AcqRel);
+    }
+
     /// Stores all of `from` at `at`.
     pub fn write(&self, mut from: &[u8], mut at: u64) -> io::Result<()> {
+        let first = at;
         #[cfg(test)]
         self.trace.write(at, from)?;
         while !from.is_empty() {
@@ -121,7 +134,7 @@ impl DiskFile {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.len.fetch_max(at, Ordering::AcqRel);
+        self.written(first, at);
         Ok(())
     }
 
@@ -137,6 +150,11 @@ impl DiskFile {
 
     /// Fills guest memory from `at` on; an error if the file has ended.
     pub fn read_list(&self, at: u64, list: &[GuestSlice]) -> io::Result<()> {
+        if let Some(mapped) = &self.mapped
+            && mapped.read(self.file.as_fd(), at, list)
+        {
+            return Ok(());
+        }
         let code = transfer(self.file.as_fd(), Direction::Read, at, list, 0);
         if code == -libc::EIO {
             self.look_for_end();
@@ -165,7 +183,7 @@ impl DiskFile {
         self.trace.write_list(at, list)?;
         result(transfer(self.file.as_fd(), Direction::Write, at, list, 0))?;
         let bytes: usize = list.iter().map(GuestSlice::len).sum();
-        self.len.fetch_max(at + bytes as u64, Ordering::AcqRel);
+        self.written(at, at + bytes as u64);
         Ok(())
     }
 
@@ -195,6 +213,9 @@ impl DiskFile {
         let code = punch(self.file.as_fd(), at, bytes);
         if code != 0 {
             log::debug!("`{}`: no hole at {at:#x}: {code}", self.path.display());
+        }
+        if let Some(mapped) = &self.mapped {
+            mapped.freed(at, bytes);
         }
     }
 
