@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 
 use crate::Host;
 
-/// Turns before the first trial, and after trials that have gathered something.
+/// Turns before the first trial, and after one that has gathered something.
 const SOON: u32 = 16;
 /// Most turns between trials of a queue whose requests come alone.
-const LONE: u32 = 256;
+const LONE: u32 = 128;
 /// Most turns between trials on a machine that is too busy.
 const BUSY: u32 = 4096;
-/// Turns in a row with one request that end it.
+/// Turns in a row with one request that end it, once there was company.
 const PATIENCE: u32 = 2;
-/// A longer sleep ends it. On a busy machine, whoever has the processor may not be the guest that makes the requests, and keep it
-/// for some milliseconds; one time in many this does little harm. A sleep for lack of requests looks the same.
+/// A batch that took longer to gather ends it. On a busy machine whoever has the processor may not be the guest that makes the
+/// requests, and keep it for some milliseconds; one time in many this does little harm. Requests after a rest look the same.
 const LATE: Duration = Duration::from_millis(1);
 
 /// Decides for one thread. It calls [`Pace::sleeps`] before and [`Pace::woken`] after each sleep.
@@ -32,7 +32,10 @@ pub struct Pace {
     gathers: bool,
     /// The host can't do it.
     refused: bool,
+    /// When the thread went to sleep, if it gathers.
     since: Option<Instant>,
+    /// The last sleep was a long one.
+    late: bool,
 }
 
 impl Pace {
@@ -45,35 +48,25 @@ impl Pace {
             gathers: false,
             refused: false,
             since: None,
+            late: false,
         }
     }
 
     /// The thread is about to sleep; it has taken `requests` since it last did.
     pub fn sleeps(&mut self, requests: usize) {
-        self.rhythm.turn(requests);
-        self.follow();
-        self.since = self.gathers.then(Instant::now);
-    }
-
-    /// The thread has slept.
-    pub fn woken(&mut self) {
-        if self
-            .since
-            .take()
-            .is_some_and(|since| since.elapsed() > LATE)
-        {
-            self.rhythm.late();
-            self.follow();
-        }
-    }
-
-    fn follow(&mut self) {
+        self.rhythm.turn(requests, self.late);
         if self.rhythm.gathers != self.gathers && !self.refused {
             self.gathers = self.rhythm.gathers;
             if !self.host.gather(self.gathers) {
                 (self.refused, self.gathers) = (true, false);
             }
         }
+        self.since = self.gathers.then(Instant::now);
+    }
+
+    /// The thread has slept.
+    pub fn woken(&mut self) {
+        self.late = self.since.is_some_and(|since| since.elapsed() > LATE);
     }
 }
 
@@ -99,33 +92,28 @@ impl Default for Rhythm {
 }
 
 impl Rhythm {
-    fn turn(&mut self, requests: usize) {
+    fn turn(&mut self, requests: usize, late: bool) {
         match requests {
             // A completion, or news from another thread.
             0 => {}
             _ if !self.gathers => {
                 self.left -= 1;
-                (self.gathers, self.lone) = (self.left == 0, 0);
+                (self.gathers, self.lone) = (self.left == 0, PATIENCE - 1);
             }
             1 => {
                 self.lone += 1;
                 if self.lone == PATIENCE {
-                    self.end(2, LONE);
+                    self.end(LONE);
                 }
             }
+            _ if late => self.end(BUSY),
             _ => (self.lone, self.period) = (0, SOON),
         }
     }
 
-    fn late(&mut self) {
-        if self.gathers {
-            self.end(4, BUSY);
-        }
-    }
-
-    /// The next trial comes `factor` times as late as this one, in `most` turns unless it was later already.
-    fn end(&mut self, factor: u32, most: u32) {
-        self.period = (self.period * factor).min(most.max(self.period));
+    /// The next trial comes twice as late as this one, in `most` turns unless it was later already.
+    fn end(&mut self, most: u32) {
+        self.period = (self.period * 2).min(most.max(self.period));
         (self.gathers, self.left) = (false, self.period);
     }
 }
@@ -138,7 +126,7 @@ mod tests {
     fn until_trial(rhythm: &mut Rhythm, requests: usize) -> u32 {
         let mut turns = 0;
         while !rhythm.gathers {
-            rhythm.turn(requests);
+            rhythm.turn(requests, false);
             turns += 1;
         }
         turns
@@ -148,15 +136,14 @@ mod tests {
     fn lone_requests_are_rarely_kept_waiting() {
         let mut rhythm = Rhythm::default();
         let mut periods = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..5 {
             periods.push(until_trial(&mut rhythm, 1));
-            rhythm.turn(1);
-            assert!(rhythm.gathers, "one may be chance");
-            rhythm.turn(0);
-            rhythm.turn(1);
+            rhythm.turn(0, false);
+            assert!(rhythm.gathers, "nothing says nothing");
+            rhythm.turn(1, true);
             assert!(!rhythm.gathers);
         }
-        assert_eq!(periods, [16, 32, 64, 128, 256, 256]);
+        assert_eq!(periods, [16, 32, 64, 128, 128]);
     }
 
     #[test]
@@ -164,18 +151,17 @@ mod tests {
         let mut rhythm = Rhythm::default();
         for _ in 0..5 {
             until_trial(&mut rhythm, 1);
-            rhythm.turn(1);
-            rhythm.turn(1);
+            rhythm.turn(1, false);
         }
         until_trial(&mut rhythm, 1);
         for _ in 0..100 {
-            rhythm.turn(32);
-            rhythm.turn(1);
-            rhythm.turn(2);
+            rhythm.turn(32, false);
+            rhythm.turn(1, false);
+            rhythm.turn(2, false);
             assert!(rhythm.gathers);
         }
-        rhythm.turn(1);
-        rhythm.turn(1);
+        rhythm.turn(1, false);
+        rhythm.turn(1, false);
         assert_eq!(until_trial(&mut rhythm, 1), 2 * SOON);
     }
 
@@ -183,16 +169,18 @@ mod tests {
     fn a_busy_machine_ends_it_for_longer_and_longer() {
         let mut rhythm = Rhythm::default();
         let mut periods = Vec::new();
-        for _ in 0..6 {
-            // What came meanwhile does not count for it.
+        for _ in 0..10 {
+            // What came together meanwhile does not count for it.
             periods.push(until_trial(&mut rhythm, 32));
-            rhythm.late();
-            rhythm.late();
+            rhythm.turn(32, true);
+            rhythm.turn(32, true);
         }
-        assert_eq!(periods, [16, 64, 256, 1024, 4096, 4096]);
+        // The second of the two was a turn already.
+        let counted: Vec<u32> = periods.iter().skip(1).map(|turns| turns + 1).collect();
+        assert_eq!(periods[0], SOON);
+        assert_eq!(counted, [32, 64, 128, 256, 512, 1024, 2048, 4096, 4096]);
         until_trial(&mut rhythm, 1);
-        rhythm.turn(1);
-        rhythm.turn(1);
-        assert_eq!(until_trial(&mut rhythm, 1), BUSY);
+        rhythm.turn(1, false);
+        assert_eq!(until_trial(&mut rhythm, 1), BUSY, "not sooner for that");
     }
 }
