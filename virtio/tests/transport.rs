@@ -410,3 +410,34 @@ fn a_panic_in_the_queue_thread_is_a_fault_and_stop_does_not_hang() {
     let _ = device.pause();
     drop(queue);
 }
+
+/// Requests that come one by one are tried now and then, and that ends with the next one.
+#[test]
+fn a_queue_lets_lone_requests_gather_for_one_turn_only() {
+    let (host, device) = echo();
+    let mut driver = VirtioDriver::modern(&host, &device).unwrap();
+    driver.negotiate(0).unwrap();
+    let mut queue = driver.queue(0, 8, 0).unwrap();
+    driver.ready().unwrap();
+    let at = driver.allocate(8, 1);
+    let mut request = || {
+        queue.add(&[Buffer::readable(at, 4), Buffer::writable(at + 4, 4)]);
+        queue.kick(&device);
+        assert!(queue.wait(WAIT).is_some());
+    };
+    // The thread decides after it has answered.
+    let becomes = |gathers, limit| {
+        let start = Instant::now();
+        while device.gathers() != gathers && start.elapsed() < limit {
+            std::thread::yield_now();
+        }
+        device.gathers() == gathers
+    };
+    let trial = (1..2000).find(|_| {
+        request();
+        becomes(true, Duration::from_millis(2))
+    });
+    assert!(trial.unwrap() >= 16, "{trial:?}");
+    request();
+    assert!(becomes(false, WAIT));
+}
