@@ -273,20 +273,19 @@ fn a_queue_is_notified_by_port_by_memory_and_by_window() {
     let mut queue = driver.queue(1, 8, 1).unwrap();
     driver.ready().unwrap();
     let at = driver.allocate(8, 1);
-    let window = |device: &FakeDevice| {
+    let window = || {
         device.write_capability(0, 2, 1, 0);
         device.write_capability(0, 6, 4, 16);
         device.write_capability(0, 10, 4, 2);
         device.write_capability(0, 14, 2, 1);
     };
-    let ways: [(&str, &dyn Fn(&FakeDevice)); 3] = [
-        ("port", &|device| device.write(0, 16, 2, 1)),
-        ("memory", &|device| device.write(2, 0x2004, 2, 1)),
-        ("window", &window),
-    ];
-    for (way, notify) in ways {
+    for way in ["port", "memory", "window"] {
         queue.add(&[Buffer::readable(at, 4), Buffer::writable(at + 4, 4)]);
-        notify(&device);
+        match way {
+            "port" => device.write(0, 16, 2, 1),
+            "memory" => device.write(2, 0x2004, 2, 1),
+            _ => window(),
+        }
         assert!(queue.wait(WAIT).is_some(), "{way}");
     }
 }

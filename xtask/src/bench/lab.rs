@@ -17,7 +17,8 @@ use std::time::Duration;
 /// For one host.
 const LIMIT: Duration = Duration::from_secs(420);
 /// vmm-host's virtio and NVMe disks, and QEMU's virtio disk.
-const HOSTS: [&str; 3] = ["vmm-host", "vmm-host-nvme", "qemu"];
+const HOSTS: [&str; 3] = ["vmm-host", "vmm-host-nvme", PEER];
+const PEER: &str = "qemu";
 /// Which of them to measure, instead of all.
 const CHOICE: &str = "VMM_BENCH_DISKS";
 /// Where QEMU's firmware files are in Debian, and which a `pc` machine with a direct kernel wants.
@@ -66,7 +67,7 @@ const TESTS: [Test; 5] = [
     },
 ];
 
-/// Prints requests per second of all, and exits for each request.
+/// Prints requests per second of all, their ratios to QEMU's, and exits for each request.
 pub fn run() -> Result<()> {
     let chosen = std::env::var(CHOICE).unwrap_or_else(|_| HOSTS.join(","));
     let chosen: Vec<&str> = chosen.split(',').collect();
@@ -132,25 +133,41 @@ fn table(all: &[(&str, Figures)]) -> String {
     for (host, _) in all {
         text += &format!(" {host:>14}");
     }
+    let peer = all.iter().position(|(host, _)| *host == PEER);
+    if peer.is_some() {
+        text += &format!("   {:<14}", "ratios");
+    }
     text += "   exits per request, in the same order\n";
     for test in &TESTS {
         text += &format!("{:<26}", test.name);
-        let mut exits = Vec::new();
+        let (mut rates, mut exits) = (Vec::new(), Vec::new());
         for (_, figures) in all {
             let base = figures
                 .get(START_UP)
                 .and_then(|figure| figure.as_ref().ok());
             let (rate, each) = match (figures.get(test.name), base) {
-                // fio's own exits are not the disk's.
-                (Some(Ok(figure)), Some(base)) => (
-                    format!("{:.0}", figure.per_second),
-                    format!("{:.2}", (figure.exits - base.exits) / test.requests()),
-                ),
-                (Some(Err(_)), _) => ("stuck".to_owned(), "-".to_owned()),
-                _ => ("not run".to_owned(), "-".to_owned()),
+                (Some(Ok(figure)), Some(base)) => {
+                    rates.push(Some(figure.per_second));
+                    // fio's own exits are not the disk's.
+                    let each = (figure.exits - base.exits) / test.requests();
+                    (format!("{:.0}", figure.per_second), format!("{each:.2}"))
+                }
+                (other, _) => {
+                    rates.push(None);
+                    let word = other.map_or("not run", |_| "stuck");
+                    (word.to_owned(), "-".to_owned())
+                }
             };
             text += &format!(" {rate:>14}");
             exits.push(each);
+        }
+        if let Some(peer) = peer {
+            let ratio = |rate: &Option<f64>| match (rate, rates[peer]) {
+                (Some(rate), Some(of)) => format!("{:.2}", rate / of),
+                _ => "-".to_owned(),
+            };
+            let ratios: Vec<String> = rates.iter().map(ratio).collect();
+            text += &format!("   {:<14}", ratios.join(", "));
         }
         text += &format!("   {}\n", exits.join(", "));
     }
