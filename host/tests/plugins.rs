@@ -18,5 +18,7 @@ mod generations;
 mod objects;
 #[path = "plugins/refused.rs"]
 mod refused;
+#[path = "plugins/threads.rs"]
+mod threads;
 #[path = "plugins/vm.rs"]
 mod vm;

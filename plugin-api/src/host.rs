@@ -11,7 +11,7 @@ use vmm_abi::Str;
 use vmm_abi::device::{EVENT_ERROR, EVENT_HANGUP, EVENT_READ, EVENT_TIMER, EVENT_WRITE};
 use vmm_abi::host::{
     self as abi, ControlTable, CounterTable, EventTable, FaultTable, IrqTable, LogTable,
-    MemoryTable, StartupTable,
+    MemoryTable, StartupTable, ThreadTable,
 };
 
 use crate::iface::service;
@@ -32,6 +32,7 @@ struct Instance {
     counter: Option<&'static CounterTable>,
     control: Option<&'static ControlTable>,
     startup: Option<&'static StartupTable>,
+    thread: Option<&'static ThreadTable>,
 }
 
 // SAFETY: the ABI allows host services to be called from any thread; `raw` is never changed.
@@ -148,6 +149,7 @@ impl Host {
             counter: service(&raw, abi::COUNTER),
             control: service(&raw, abi::CONTROL),
             startup: service(&raw, abi::STARTUP),
+            thread: service(&raw, abi::THREAD),
             raw,
         }))
     }
@@ -373,6 +375,15 @@ impl Host {
             // SAFETY: a call by the table's contract.
             unsafe { (startup.release)(self.0.raw.ctx) };
         }
+    }
+
+    /// Whether a wake-up of the calling thread, which the object has started, may interrupt others: as `vmm.host.thread/1` says. False:
+    /// not on this machine. [`crate::Pace`] knows when it pays.
+    pub fn gather(&self, on: bool) -> bool {
+        // SAFETY: a call by the table's contract.
+        self.0
+            .thread
+            .is_some_and(|table| unsafe { (table.gather)(self.0.raw.ctx, u32::from(on)) } == 0)
     }
 
     /// Logs under the object's own name. The `log` macros work as well, but only say which plugin speaks.

@@ -54,6 +54,7 @@ mod layer;
 mod log_bridge;
 mod memory;
 mod options;
+mod pace;
 mod queue;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -75,6 +76,7 @@ pub use immediate::{Immediate, ImmediateQueue};
 pub use layer::{Alarm, JoinedFd, Lower, LowerQueue};
 pub use memory::{GuestMemory, GuestSlice, MemoryError};
 pub use options::Options;
+pub use pace::Pace;
 pub use queue::{Chain, Queue, QueueConfig, QueueError};
 pub use vmm_abi as abi;
 

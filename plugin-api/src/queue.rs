@@ -273,6 +273,12 @@ impl Queue {
         self.config.size
     }
 
+    /// How many chains have been taken, modulo 65536.
+    #[must_use]
+    pub fn taken(&self) -> u16 {
+        self.next_available
+    }
+
     /// Takes the next chain that the driver has made available into `chain`; false when there is none.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use vmm_plugin_api::Capability;
 
-use crate::modern;
+use crate::{legacy, modern};
 
 /// BAR of all structures of the modern interface.
 pub(crate) const BAR: u32 = 2;
@@ -22,32 +22,37 @@ const ISR_CFG: u8 = 3;
 const DEVICE_CFG: u8 = 4;
 const PCI_CFG: u8 = 5;
 
-/// The capabilities, in the order of [`WINDOW`] and what comes before it.
-pub(crate) fn all(queues: usize, config_len: usize) -> Vec<Capability> {
+/// The capabilities, [`WINDOW`] first. `ports`: with the legacy interface.
+///
+/// Its notification register is then a place for modern notifications too, and the better one: the write of a port that the
+/// hypervisor completes needs no look at the guest's instruction, as one to memory does. A driver takes the first capability
+/// of a type that it can use (section 4.1.4.1), and so the one in memory if the port BAR has no address, or if it knows no ports.
+pub(crate) fn all(queues: usize, config_len: usize, ports: bool) -> Vec<Capability> {
+    let stride = (NOTIFY_STRIDE as u32).to_le_bytes();
     let notify = queues as u64 * NOTIFY_STRIDE;
-    vec![
-        vendor(COMMON_CFG, 0, modern::LENGTH, &[]),
-        vendor(
-            NOTIFY_CFG,
-            NOTIFY,
-            notify,
-            &(NOTIFY_STRIDE as u32).to_le_bytes(),
-        ),
-        vendor(ISR_CFG, ISR, 1, &[]),
-        vendor(DEVICE_CFG, DEVICE, config_len as u64, &[]),
-        Capability {
-            live: true,
-            ..vendor(PCI_CFG, 0, 0, &[0; 4])
-        },
-    ]
+    let mut all = vec![Capability {
+        live: true,
+        ..vendor(PCI_CFG, BAR, 0, 0, &[0; 4])
+    }];
+    if ports {
+        // Multiplier 0: one address for all queues, whose indexes are the values.
+        all.push(vendor(NOTIFY_CFG, legacy::BAR, legacy::NOTIFY, 2, &[0; 4]));
+    }
+    all.extend([
+        vendor(COMMON_CFG, BAR, 0, modern::LENGTH, &[]),
+        vendor(NOTIFY_CFG, BAR, NOTIFY, notify, &stride),
+        vendor(ISR_CFG, BAR, ISR, 1, &[]),
+        vendor(DEVICE_CFG, BAR, DEVICE, config_len as u64, &[]),
+    ]);
+    all
 }
 
 /// Index of the `VIRTIO_PCI_CAP_PCI_CFG` capability in [`all`].
-pub(crate) const WINDOW: u32 = 4;
+pub(crate) const WINDOW: u32 = 0;
 
 /// `struct virtio_pci_cap` without id and next pointer.
-fn vendor(kind: u8, offset: u64, length: u64, more: &[u8]) -> Capability {
-    let mut body = vec![16 + more.len() as u8, kind, BAR as u8, 0, 0, 0];
+fn vendor(kind: u8, bar: u32, offset: u64, length: u64, more: &[u8]) -> Capability {
+    let mut body = vec![16 + more.len() as u8, kind, bar as u8, 0, 0, 0];
     body.extend_from_slice(&(offset as u32).to_le_bytes());
     body.extend_from_slice(&(length as u32).to_le_bytes());
     body.extend_from_slice(more);
@@ -84,15 +89,20 @@ impl Window {
     }
 
     /// What an access to `width` bytes at `offset` of the body reaches: `None` when it does not touch the data, or the
-    /// driver has set up no valid access.
-    pub(crate) fn target(&self, offset: u32, width: u32) -> Option<Access> {
+    /// driver has set up no valid access. `ports`: with the legacy interface, of which only what a capability names is reached.
+    pub(crate) fn target(&self, offset: u32, width: u32, ports: bool) -> Option<Access> {
         if offset as usize + (width as usize) <= Self::DATA {
             return None;
         }
         let (bar, at, length) = (self.0[2], self.read(6, 4), self.read(10, 4));
         let valid = matches!(length, 1 | 2 | 4) && at.is_multiple_of(length);
         let end = u64::from(at) + u64::from(length);
-        (valid && u32::from(bar) == BAR && end <= BAR_SIZE).then_some(Access {
+        let there = match u32::from(bar) {
+            BAR => end <= BAR_SIZE,
+            legacy::BAR => ports && u64::from(at) == legacy::NOTIFY && length == 2,
+            _ => false,
+        };
+        (valid && there).then_some(Access {
             bar: bar.into(),
             offset: at.into(),
             width: length,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use vmm_plugin_api::{Counter, Queue, QueueError};
+use vmm_plugin_api::{Counter, Pace, Queue, QueueError};
 
 use crate::QueueWorker;
 use crate::interrupt::{Interrupts, NO_VECTOR};
@@ -183,6 +183,9 @@ pub(crate) struct Thread<'a, W> {
     pub(crate) worker: W,
     pub(crate) queue: Option<Queue>,
     pub(crate) epoch: u64,
+    pub(crate) pace: Pace,
+    /// How many chains of the queue had been taken when the thread last slept.
+    pub(crate) counted: u16,
 }
 
 /// Tells whoever waits for the thread that it is gone, also when it panics.
@@ -203,7 +206,12 @@ impl<W: QueueWorker> Thread<'_, W> {
                 return;
             }
             match self.turn() {
-                Ok(()) => self.sleep(),
+                Ok(()) => {
+                    let requests = self.count();
+                    self.pace.sleeps(requests);
+                    self.sleep();
+                    self.pace.woken();
+                }
                 Err(error) => {
                     self.finish(true);
                     self.queue = None;
@@ -223,6 +231,7 @@ impl<W: QueueWorker> Thread<'_, W> {
                 self.finish(false);
                 mail = lane.lock();
                 self.epoch = mail.epoch;
+                self.counted = 0;
                 mail.settled = mail.epoch;
                 self.queue = mail.ring.take().map(|ring| {
                     self.worker.activate(ring.features);
@@ -271,6 +280,13 @@ impl<W: QueueWorker> Thread<'_, W> {
                 return Ok(());
             }
         }
+    }
+
+    /// Requests that were taken since the last call.
+    fn count(&mut self) -> usize {
+        let taken = self.queue.as_ref().map_or(0, Queue::taken);
+        let before = std::mem::replace(&mut self.counted, taken);
+        taken.wrapping_sub(before).into()
     }
 
     fn sleep(&self) {

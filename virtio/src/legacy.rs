@@ -6,6 +6,10 @@ use crate::registers::{Effect, Registers};
 /// Queue alignment and the unit of the queue address (section 2.7.2).
 const PAGE: u64 = 4096;
 
+/// Region ids are BAR numbers.
+pub(crate) const BAR: u32 = 0;
+/// Bytes of that BAR.
+pub(crate) const BAR_SIZE: u64 = 0x200;
 /// Where the queue notification register is.
 pub(crate) const NOTIFY: u64 = 16;
 /// Where the ISR status byte is.

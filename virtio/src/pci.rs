@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, ensure};
 use vmm_plugin_api::{
-    Description, Device, Doorbell, GuestMemory, Host, Options, PciDescription, Queue, QueueError,
-    Region, RegionKind, Result,
+    Description, Device, Doorbell, GuestMemory, Host, Options, Pace, PciDescription, Queue,
+    QueueError, Region, RegionKind, Result,
 };
 
 use crate::capability::{self, Window};
@@ -19,9 +19,7 @@ use crate::{MAX_QUEUES, VirtioDevice, legacy, modern};
 const VENDOR: u16 = 0x1af4;
 /// Modern device ids are this plus the device type.
 const MODERN_ID: u16 = 0x1040;
-/// Region ids are BAR numbers. BAR 1 is the host's, for MSI-X.
-const LEGACY_BAR: u32 = 0;
-const LEGACY_SIZE: u64 = 0x200;
+/// The host's.
 const MSIX_BAR: u32 = 1;
 /// At most one line about a misbehaving driver in this time, in nanoseconds.
 const LOG_INTERVAL: u64 = 1_000_000_000;
@@ -234,7 +232,7 @@ impl<D: VirtioDevice> Pci<D> {
             value: None,
         };
         let legacy = Doorbell {
-            region: LEGACY_BAR,
+            region: legacy::BAR,
             offset: legacy::NOTIFY,
             width: 2,
             value: Some(index.into()),
@@ -265,6 +263,8 @@ impl<D: VirtioDevice> Pci<D> {
                 worker,
                 queue: None,
                 epoch: 0,
+                pace: Pace::new(shared.host.clone()),
+                counted: 0,
             };
             thread.run(|epoch, error| shared.queue_broken(index, epoch, error));
         });
@@ -323,9 +323,9 @@ impl<D: VirtioDevice> Device for Pci<D> {
         }];
         if !modern_only {
             regions.push(Region {
-                id: LEGACY_BAR,
-                kind: RegionKind::BarIo(LEGACY_BAR),
-                size: LEGACY_SIZE,
+                id: legacy::BAR,
+                kind: RegionKind::BarIo(legacy::BAR),
+                size: legacy::BAR_SIZE,
             });
         }
         // Section 4.1.2: a transitional device has revision 0 and its type as subsystem id; a modern one neither.
@@ -349,6 +349,7 @@ impl<D: VirtioDevice> Device for Pci<D> {
                 capabilities: capability::all(
                     self.shared.lanes.len(),
                     lock(&self.shared.registers).config.len(),
+                    !modern_only,
                 ),
             }),
             ..Description::default()
@@ -358,7 +359,7 @@ impl<D: VirtioDevice> Device for Pci<D> {
     fn read(&self, region: u32, offset: u64, width: u32) -> u64 {
         match region {
             capability::BAR => self.read_modern(offset, width),
-            LEGACY_BAR => self.read_legacy(offset, width),
+            legacy::BAR => self.read_legacy(offset, width),
             _ => u64::MAX,
         }
     }
@@ -366,7 +367,7 @@ impl<D: VirtioDevice> Device for Pci<D> {
     fn write(&self, region: u32, offset: u64, width: u32, value: u64) {
         match region {
             capability::BAR => self.write_modern(offset, width, value),
-            LEGACY_BAR => self.write_legacy(offset, width, value),
+            legacy::BAR => self.write_legacy(offset, width, value),
             _ => {}
         }
     }
@@ -375,8 +376,9 @@ impl<D: VirtioDevice> Device for Pci<D> {
         if cap != capability::WINDOW {
             return u32::MAX;
         }
+        let ports = !self.device.modern_only();
         let mut window = lock(&self.window);
-        if let Some(access) = window.target(offset, width) {
+        if let Some(access) = window.target(offset, width, ports) {
             let value = self.read(access.bar, access.offset, access.width);
             window.set_data(value as u32);
         }
@@ -387,9 +389,10 @@ impl<D: VirtioDevice> Device for Pci<D> {
         if cap != capability::WINDOW {
             return;
         }
+        let ports = !self.device.modern_only();
         let mut window = lock(&self.window);
         window.write(offset, width, value);
-        if let Some(access) = window.target(offset, width) {
+        if let Some(access) = window.target(offset, width, ports) {
             let data = window.data();
             drop(window);
             self.write(access.bar, access.offset, access.width, data.into());

@@ -181,7 +181,14 @@ fn identity_and_capabilities() {
         .collect();
     assert_eq!(
         kinds,
-        [(9, 16, 1), (9, 20, 2), (9, 16, 3), (9, 16, 4), (9, 20, 5)]
+        [
+            (9, 20, 5),
+            (9, 20, 2),
+            (9, 16, 1),
+            (9, 20, 2),
+            (9, 16, 3),
+            (9, 16, 4)
+        ]
     );
     let sizes: Vec<_> = device
         .regions()
@@ -196,21 +203,21 @@ fn registers_are_reached_through_configuration_space_alone() {
     let (host, device) = echo();
     // Body offsets of VIRTIO_PCI_CAP_PCI_CFG: bar 2, offset 6, length 10, data 14.
     let aim = |offset: u32, length: u32| {
-        device.write_capability(4, 2, 1, 2);
-        device.write_capability(4, 6, 4, offset);
-        device.write_capability(4, 10, 4, length);
+        device.write_capability(0, 2, 1, 2);
+        device.write_capability(0, 6, 4, offset);
+        device.write_capability(0, 10, 4, length);
     };
     aim(0x1000, 4);
     assert_eq!(
-        device.read_capability(4, 14, 4),
+        device.read_capability(0, 14, 4),
         0x0403_0201,
         "device configuration"
     );
     aim(20, 1);
-    device.write_capability(4, 14, 1, 1);
-    assert_eq!(device.read_capability(4, 14, 1), 1, "device status");
+    device.write_capability(0, 14, 1, 1);
+    assert_eq!(device.read_capability(0, 14, 1), 1, "device status");
     aim(18, 2);
-    assert_eq!(device.read_capability(4, 14, 2), 2, "number of queues");
+    assert_eq!(device.read_capability(0, 14, 2), 2, "number of queues");
     for (offset, length) in [
         (0x3fff, 4),
         (0xffff_fffc, 4),
@@ -220,30 +227,67 @@ fn registers_are_reached_through_configuration_space_alone() {
         (0x4000, 1),
     ] {
         aim(offset, length);
-        device.write_capability(4, 14, 4, 0x5555_5555);
+        device.write_capability(0, 14, 4, 0x5555_5555);
         // No register is behind it, so the data is what was written.
-        assert_eq!(device.read_capability(4, 14, 4), 0x5555_5555);
+        assert_eq!(device.read_capability(0, 14, 4), 0x5555_5555);
     }
     aim(0x1000, 4);
-    device.write_capability(4, 2, 1, 1);
+    device.write_capability(0, 2, 1, 1);
     assert_eq!(
-        device.read_capability(4, 14, 4),
+        device.read_capability(0, 14, 4),
         0x5555_5555,
         "BAR 1 is the host's"
     );
-    device.write_capability(4, 0, 2, 0xffff);
+    for (offset, length) in [(16, 4), (14, 2), (18, 1), (0, 4)] {
+        aim(offset, length);
+        device.write_capability(0, 2, 1, 0);
+        device.write_capability(0, 14, 4, 0x5555_5555);
+        assert_eq!(
+            device.read_capability(0, 14, 4),
+            0x5555_5555,
+            "of BAR 0, only the notification register"
+        );
+    }
+    device.write_capability(0, 0, 2, 0xffff);
     assert_eq!(
-        device.read_capability(4, 0, 2),
+        device.read_capability(0, 0, 2),
         0x0514,
         "length and type stay"
     );
     assert_eq!(
-        device.read_capability(0, 0, 4),
+        device.read_capability(2, 0, 4),
         u32::MAX,
         "not a live capability"
     );
     assert_eq!(VirtioDriver::modern(&host, &device).unwrap().status(), 3);
     assert_eq!(host.faults(), Vec::<String>::new());
+}
+
+/// Each place of a notification works: the port, where the modern driver of these tests finds it first, the memory behind it, and
+/// the window.
+#[test]
+fn a_queue_is_notified_by_port_by_memory_and_by_window() {
+    let (host, device) = echo();
+    let mut driver = VirtioDriver::modern(&host, &device).unwrap();
+    driver.negotiate(0).unwrap();
+    let mut queue = driver.queue(1, 8, 1).unwrap();
+    driver.ready().unwrap();
+    let at = driver.allocate(8, 1);
+    let window = || {
+        device.write_capability(0, 2, 1, 0);
+        device.write_capability(0, 6, 4, 16);
+        device.write_capability(0, 10, 4, 2);
+        device.write_capability(0, 14, 2, 1);
+    };
+    for way in ["port", "memory", "window"] {
+        queue.add(&[Buffer::readable(at, 4), Buffer::writable(at + 4, 4)]);
+        match way {
+            "port" => device.write(0, 16, 2, 1),
+            "memory" => device.write(2, 0x2004, 2, 1),
+            _ => window(),
+        }
+        assert!(queue.wait(WAIT).is_some(), "{way}");
+    }
 }
 
 #[test]
@@ -364,4 +408,35 @@ fn a_panic_in_the_queue_thread_is_a_fault_and_stop_does_not_hang() {
     assert_eq!(device.read(2, 20, 1), 0xff, "the device is gone");
     let _ = device.pause();
     drop(queue);
+}
+
+/// Requests that come one by one are tried now and then, and that ends with the next one.
+#[test]
+fn a_queue_lets_lone_requests_gather_for_one_turn_only() {
+    let (host, device) = echo();
+    let mut driver = VirtioDriver::modern(&host, &device).unwrap();
+    driver.negotiate(0).unwrap();
+    let mut queue = driver.queue(0, 8, 0).unwrap();
+    driver.ready().unwrap();
+    let at = driver.allocate(8, 1);
+    let mut request = || {
+        queue.add(&[Buffer::readable(at, 4), Buffer::writable(at + 4, 4)]);
+        queue.kick(&device);
+        assert!(queue.wait(WAIT).is_some());
+    };
+    // The thread decides after it has answered.
+    let becomes = |gathers, limit| {
+        let start = Instant::now();
+        while device.gathers() != gathers && start.elapsed() < limit {
+            std::thread::yield_now();
+        }
+        device.gathers() == gathers
+    };
+    let trial = (1..2000).find(|_| {
+        request();
+        becomes(true, Duration::from_millis(2))
+    });
+    assert!(trial.unwrap() >= 16, "{trial:?}");
+    request();
+    assert!(becomes(false, WAIT));
 }

@@ -35,7 +35,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "lab",
-        about: "a guest's disk under vmm-host and under QEMU, by executed instructions",
+        about: "a guest's disk under vmm-host (virtio, NVMe) and QEMU, by executed instructions",
         run: lab::run,
     },
     Bench {

@@ -58,6 +58,8 @@ impl Device {
                 }) if u64::from(offset) + u64::from(length) <= size => {
                     places[usize::from(kind)] = memory::map(address) + u64::from(offset);
                 }
+                // Notifications by port: another capability has them in memory.
+                Some(Bar { io: true, .. }) if kind == 2 => return,
                 Some(Bar { io: false, .. }) => wrong = Some("a capability reaches beyond its BAR"),
                 _ => wrong = Some("a capability names no memory BAR"),
             }

@@ -15,6 +15,7 @@ use topology::Topology;
 pub mod affinity;
 pub mod backing;
 pub mod cpuid;
+pub mod gathering;
 #[cfg(target_os = "linux")]
 pub mod kvm;
 pub mod msr;

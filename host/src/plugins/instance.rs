@@ -16,7 +16,7 @@ use vmm_abi::device::EventsTable;
 use vmm_abi::host::{
     CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
     FAULT, FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable,
-    REQUEST_FAILURE, REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable,
+    REQUEST_FAILURE, REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable, THREAD, ThreadTable,
 };
 use vmm_abi::{Host, Iface, LAYOUT_ABI_STABLE_0_11, Str};
 
@@ -24,6 +24,7 @@ use super::iothread;
 use super::memory_table::MemoryRecord;
 use super::wiring::SharedWiring;
 use crate::config::OnFault;
+use crate::hypervisor::gathering;
 use crate::machine::power::{EventSender, VmEvent};
 
 /// What all objects of a VM have in common.
@@ -269,6 +270,7 @@ unsafe extern "C" fn service(_ctx: *mut c_void, name: Str) -> Iface {
         COUNTER => offer(&CounterTable { counter }),
         CONTROL => offer(&ControlTable { request }),
         STARTUP => offer(&StartupTable { hold, release }),
+        THREAD => offer(&ThreadTable { gather }),
         _ => Iface::NONE,
     }
 }
@@ -297,6 +299,14 @@ unsafe fn wired(ctx: *mut c_void, f: impl FnOnce(&SharedWiring) -> anyhow::Resul
     match instance.wiring.get() {
         None => -libc::ENODEV,
         Some(wiring) => f(wiring).unwrap_or_else(|error| instance.refuse(&error)),
+    }
+}
+
+unsafe extern "C" fn gather(_ctx: *mut c_void, on: u32) -> i32 {
+    match gathering::set(on != 0) {
+        Ok(true) => 0,
+        Ok(false) => -libc::ENOTSUP,
+        Err(error) => -error.raw_os_error().unwrap_or(libc::EINVAL),
     }
 }
 

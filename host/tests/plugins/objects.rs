@@ -122,6 +122,12 @@ impl Stage {
         Ok(Placed { device, registers })
     }
 
+    /// What an object of a plugin is given.
+    pub fn host(&self) -> &'static vmm_abi::Host {
+        let title = "plugin it 1".to_owned();
+        Instance::new("dev.it".to_owned(), title, OnFault::Stop, self.shared).host()
+    }
+
     /// The next fault that is reported, which ought to be soon.
     pub fn fault(&self) -> String {
         let faults = self.faults.lock().unwrap();

@@ -117,6 +117,11 @@
  */
 #define VMM_STARTUP "vmm.host.startup/1"
 
+/*
+ Service name of `ThreadTable`.
+ */
+#define VMM_THREAD "vmm.host.thread/1"
+
 
 /*
  ABI generation. A host refuses a plugin of another major number.
@@ -508,7 +513,7 @@ typedef struct {
     int32_t (*init)(const VmmHost *host);
     /*
      Creates a device or backend. Control thread; no vCPU runs yet. `kind` is `KIND_*`, `name` one of the manifest's
-     names of that kind. May use the log, fault, counter, memory and startup services; interrupts, doorbells and watches
+     names of that kind. May use the log, fault, counter, memory, startup and thread services; interrupts, doorbells and watches
      only from `start` on (a backend has no `start`: it may watch at once). On failure writes one line to `err`,
      leaves `out` alone and keeps nothing.
      */
@@ -1133,5 +1138,18 @@ typedef struct {
      */
     void (*release)(void *ctx);
 } VmmStartupTable;
+
+/*
+ `vmm.host.thread/1`: how the system schedules the thread that calls. For threads that the plugin has started.
+ */
+typedef struct {
+    /*
+     `on` 1: a wake-up of the calling thread interrupts nobody: if no processor is free, the thread runs when one is, or when
+     its turn comes. So what wakes it, a virtual CPU that has rung a doorbell, goes on and leaves more work behind. 0: as a
+     thread is at first. Returns `-ENOTSUP`, and changes nothing, where the system knows no such difference or the operator
+     has chosen how the process is scheduled.
+     */
+    int32_t (*gather)(void *ctx, uint32_t on);
+} VmmThreadTable;
 
 #endif  /* VMM_PLUGIN_H */

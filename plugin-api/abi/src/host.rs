@@ -21,6 +21,8 @@ pub const COUNTER: &str = "vmm.host.counter/1";
 pub const CONTROL: &str = "vmm.host.control/1";
 /// Service name of [`StartupTable`].
 pub const STARTUP: &str = "vmm.host.startup/1";
+/// Service name of [`ThreadTable`].
+pub const THREAD: &str = "vmm.host.thread/1";
 
 /// [`LogTable`] level: something failed.
 pub const LOG_ERROR: u32 = 1;
@@ -184,4 +186,16 @@ pub struct StartupTable {
     pub hold: unsafe extern "C" fn(ctx: *mut c_void, why: Str) -> i32,
     /// Ends the hold; without one, does nothing.
     pub release: unsafe extern "C" fn(ctx: *mut c_void),
+}
+
+/// `vmm.host.thread/1`: how the system schedules the thread that calls. For threads that the plugin has started.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
+pub struct ThreadTable {
+    /// `on` 1: a wake-up of the calling thread interrupts nobody: if no processor is free, the thread runs when one is, or when
+    /// its turn comes. So what wakes it, a virtual CPU that has rung a doorbell, goes on and leaves more work behind. 0: as a
+    /// thread is at first. Returns `-ENOTSUP`, and changes nothing, where the system knows no such difference or the operator
+    /// has chosen how the process is scheduled.
+    pub gather: unsafe extern "C" fn(ctx: *mut c_void, on: u32) -> i32,
 }

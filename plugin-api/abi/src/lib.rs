@@ -176,7 +176,7 @@ pub struct Root {
     /// Returns 0 or `-errno`; on failure the plugin is not used.
     pub init: unsafe extern "C" fn(host: *const Host) -> i32,
     /// Creates a device or backend. Control thread; no vCPU runs yet. `kind` is `KIND_*`, `name` one of the manifest's
-    /// names of that kind. May use the log, fault, counter, memory and startup services; interrupts, doorbells and watches
+    /// names of that kind. May use the log, fault, counter, memory, startup and thread services; interrupts, doorbells and watches
     /// only from `start` on (a backend has no `start`: it may watch at once). On failure writes one line to `err`,
     /// leaves `out` alone and keeps nothing.
     pub create: unsafe extern "C" fn(

@@ -15,7 +15,7 @@ use vmm_abi::device::{
 };
 use vmm_abi::host::{
     ControlTable, CounterTable, EventTable, FaultTable, IrqTable, LogTable, MemRegion, MemTable,
-    MemoryTable, StartupTable,
+    MemoryTable, StartupTable, ThreadTable,
 };
 use vmm_abi::{Base, Host, Iface, Obj, Opt, Root, Sink, Str};
 
@@ -164,6 +164,7 @@ fn assertions() -> Result<String, std::fmt::Error> {
         CounterTable { counter }
         ControlTable { request }
         StartupTable { hold, release }
+        ThreadTable { gather }
     }
     Ok(out)
 }

@@ -85,6 +85,10 @@ impl<'a> VirtioDriver<'a> {
                 let bytes = body.get(at..at + 4).and_then(|b| b.try_into().ok());
                 u32::from_le_bytes(bytes.unwrap_or_default())
             };
+            // A driver takes the first of each type that it can use.
+            if places.contains_key(&body[1]) {
+                continue;
+            }
             let bar = u32::from(body[2]);
             let region = device
                 .regions()
@@ -95,10 +99,10 @@ impl<'a> VirtioDriver<'a> {
                 ensure!(end <= region.size, "structure {kind} ends behind its BAR");
                 let offset = word(6).into();
                 let region = region.id;
-                places.entry(kind).or_insert(Place { region, offset });
-            }
-            if body[1] == 2 {
-                multiplier = word(14).into();
+                places.insert(kind, Place { region, offset });
+                if kind == 2 {
+                    multiplier = word(14).into();
+                }
             }
         }
         let place = |kind: u8, name: &str| {

@@ -14,7 +14,7 @@ use vmm_abi::device::EVENT_TIMER;
 use vmm_abi::host::{
     CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
     FAULT, FaultTable, IRQ, IrqTable, LOG, LOG_TRACE, LogTable, MEMORY, MemTable, MemoryTable,
-    STARTUP, StartupTable,
+    STARTUP, StartupTable, THREAD, ThreadTable,
 };
 use vmm_abi::{Iface, Str};
 
@@ -40,6 +40,8 @@ pub(super) struct Instance {
     pub(super) logs: Mutex<Vec<String>>,
     pub(super) hold: Mutex<Option<String>>,
     pub(super) requests: Mutex<Vec<(u32, String)>>,
+    /// Whether a thread of it has last asked to gather.
+    pub(super) gathering: AtomicBool,
 }
 
 /// What a pin has done.
@@ -66,6 +68,7 @@ impl Instance {
             logs: Mutex::default(),
             hold: Mutex::default(),
             requests: Mutex::default(),
+            gathering: AtomicBool::new(false),
         }
     }
 
@@ -108,8 +111,16 @@ unsafe extern "C" fn service(_ctx: *mut c_void, name: Str) -> Iface {
         COUNTER => offer(&CounterTable { counter }),
         CONTROL => offer(&ControlTable { request }),
         STARTUP => offer(&StartupTable { hold, release }),
+        THREAD => offer(&ThreadTable { gather }),
         _ => Iface::NONE,
     }
+}
+
+unsafe extern "C" fn gather(ctx: *mut c_void, on: u32) -> i32 {
+    // SAFETY: as in `table`.
+    let gathering = unsafe { &instance(ctx).gathering };
+    gathering.store(on != 0, Ordering::Relaxed);
+    0
 }
 
 unsafe extern "C" fn table(ctx: *mut c_void) -> *const MemTable {

@@ -431,6 +431,12 @@ impl FakeDevice {
         self.instance().msix.load(Ordering::Relaxed)
     }
 
+    /// Whether a thread of the device has last asked for a wake-up that interrupts nobody.
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.instance().gathering.load(Ordering::Relaxed)
+    }
+
     /// Lets the host answer "not on this machine" to doorbells bound from now on.
     pub fn refuse_doorbells(&self) {
         self.instance()

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use vmm_plugin_api::Pace;
+
 use crate::command::Completion;
 use crate::doorbells::Misuse;
 use crate::engine::{Engine, Finished};
@@ -19,15 +21,20 @@ pub(crate) struct Worker {
     queue: CompletionQueue,
     submissions: Vec<Submission>,
     engine: Engine,
+    pace: Pace,
+    /// Commands fetched since the thread last slept.
+    fetched: usize,
 }
 
 impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, queue: CompletionQueue, engine: Engine) -> Self {
         Self {
+            pace: Pace::new(shared.host.clone()),
             shared,
             queue,
             submissions: Vec::new(),
             engine,
+            fetched: 0,
         }
     }
 
@@ -89,11 +96,12 @@ impl Worker {
     fn turn(&mut self, lane: &Lane<WorkNote>) {
         while !lane.wanted() {
             let fetched = self.fetch();
+            self.fetched += fetched;
             self.engine.submit();
             self.engine.complete();
             let finished = !self.engine.finished.is_empty();
             self.post(true);
-            if fetched || finished {
+            if fetched > 0 || finished {
                 continue;
             }
             lane.fall_asleep();
@@ -102,20 +110,23 @@ impl Worker {
                 continue;
             }
             let busy = self.engine.in_flight() > 0;
+            self.pace.sleeps(std::mem::take(&mut self.fetched));
             lane.sleep(busy.then_some(&self.engine.backend));
+            self.pace.woken();
         }
     }
 
-    /// Fetches and starts commands, as many as there is room for; whether there were any.
-    fn fetch(&mut self) -> bool {
+    /// Fetches and starts commands, as many as there is room for; how many there were.
+    fn fetch(&mut self) -> usize {
         self.refresh_head();
         let mode = self.shared.mode();
-        let mut any = false;
+        let mut fetched = 0;
         let Self {
             shared,
             queue,
             submissions,
             engine,
+            ..
         } = self;
         let mut room = queue
             .room()
@@ -133,11 +144,11 @@ impl Worker {
                 };
                 submission.in_flight += 1;
                 room -= 1;
-                any = true;
+                fetched += 1;
                 engine.start(submission.id, command, mode);
             }
         }
-        any
+        fetched
     }
 
     fn refresh_head(&mut self) {
@@ -191,6 +202,7 @@ impl Worker {
             queue,
             submissions,
             engine,
+            ..
         } = self;
         for finished in engine.finished.drain(..) {
             let Finished {

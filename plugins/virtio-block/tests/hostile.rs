@@ -248,8 +248,8 @@ fn random_rings_and_registers_never_hurt_the_host() {
                     .write(0, random.below(0x40), width, random.next());
                 setup
                     .device
-                    .write_capability(4, random.below(18) as u32, 4, random.next() as u32);
-                let _ = setup.device.read_capability(4, random.below(18) as u32, 4);
+                    .write_capability(0, random.below(18) as u32, 4, random.next() as u32);
+                let _ = setup.device.read_capability(0, random.below(18) as u32, 4);
             }
             if random.below(16) == 0 {
                 setup.device.pause().unwrap();

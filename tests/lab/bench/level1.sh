@@ -5,6 +5,7 @@ dd if=/dev/urandom of=disk.img bs=1M count=128 2>/dev/null
 host=$(sed -n 's/.*bench\.host=\([^ ]*\).*/\1/p' /proc/cmdline)
 tests=$(sed -n 's/.*\(bench\.tests=[^ ]*\).*/\1/p' /proc/cmdline)
 sed -i "s/bench\.tests=/$tests/" disk.toml
+[ "$host" != vmm-host-nvme ] || sed -i s/pci-virtio-block/pci-nvme/ disk.toml
 case $host in
 qemu)
     qemu-system-x86_64 -L /lab/bench/firmware -accel kvm -machine pc -cpu host -m 512 -smp 1 \

@@ -1,4 +1,4 @@
-//! A guest's disk under vmm-host and under QEMU's virtio-blk, on the same file, in level 1 of the lab.
+//! A guest's disk under vmm-host, virtio and NVMe, and under QEMU's virtio-blk, on the same file, in level 1 of the lab.
 //!
 //! Level 1's clock counts executed instructions (`-icount`), so figures are work per request, on one processor, and repeat
 //! to about a percent on a busy machine. The image lies in level 1's memory: neither side waits for a real disk.
@@ -16,8 +16,11 @@ use std::time::Duration;
 
 /// For one host.
 const LIMIT: Duration = Duration::from_secs(420);
-const OURS: &str = "vmm-host";
+/// vmm-host's virtio and NVMe disks, and QEMU's virtio disk.
+const HOSTS: [&str; 3] = ["vmm-host", "vmm-host-nvme", PEER];
 const PEER: &str = "qemu";
+/// Which of them to measure, instead of all.
+const CHOICE: &str = "VMM_BENCH_DISKS";
 /// Where QEMU's firmware files are in Debian, and which a `pc` machine with a direct kernel wants.
 const FIRMWARE: [&str; 3] = [
     "/usr/share/seabios/bios-256k.bin",
@@ -64,8 +67,17 @@ const TESTS: [Test; 5] = [
     },
 ];
 
-/// Prints requests per second of both, their ratio, and exits for each request.
+/// Prints requests per second of all, their ratios to QEMU's, and exits for each request.
 pub fn run() -> Result<()> {
+    let chosen = std::env::var(CHOICE).unwrap_or_else(|_| HOSTS.join(","));
+    let chosen: Vec<&str> = chosen.split(',').collect();
+    for host in &chosen {
+        ensure!(
+            HOSTS.contains(host),
+            "{CHOICE}: there is no {host:?}; there are {}",
+            HOSTS.join(", ")
+        );
+    }
     let lab = Lab::prepare(Profile::Release)?;
     lab.level1_root()?;
     let initrd = level1_root(&lab)?;
@@ -73,14 +85,15 @@ pub fn run() -> Result<()> {
         "level 1 starts for each host, at most {} s",
         LIMIT.as_secs()
     );
-    let measure = |host| {
-        boots::measure(host, &ALWAYS, &TESTS, LIMIT, |tests| {
+    let mut all = Vec::new();
+    for host in chosen {
+        let figures = boots::measure(host, &ALWAYS, &TESTS, LIMIT, |tests| {
             boot(&lab, &initrd, host, tests)
-        })
-    };
-    let (ours, peer) = (measure(OURS)?, measure(PEER)?);
-    print!("{}", table(&ours, &peer));
-    for (host, figures) in [(OURS, &ours), (PEER, &peer)] {
+        })?;
+        all.push((host, figures));
+    }
+    print!("{}", table(&all));
+    for (host, figures) in &all {
         for (name, figure) in figures {
             let broken = figure.as_ref().err().filter(|why| *why != boots::STUCK);
             ensure!(
@@ -115,40 +128,48 @@ fn boot(lab: &Lab, initrd: &Path, host: &str, tests: &[&Test]) -> Result<Command
 }
 
 /// The report: a line for each test.
-fn table(ours: &Figures, peer: &Figures) -> String {
-    let mut text = format!(
-        "{:<26} {OURS:>9} {PEER:>9} {:>6}   exits per request: {OURS}, {PEER}\n",
-        "requests per second", "ratio"
-    );
+fn table(all: &[(&str, Figures)]) -> String {
+    let mut text = format!("{:<26}", "requests per second");
+    for (host, _) in all {
+        text += &format!(" {host:>14}");
+    }
+    let peer = all.iter().position(|(host, _)| *host == PEER);
+    if peer.is_some() {
+        text += &format!("   {:<14}", "ratios");
+    }
+    text += "   exits per request, in the same order\n";
     for test in &TESTS {
-        let of = |figures: &Figures| {
-            let figure = *figures.get(test.name)?.as_ref().ok()?;
-            // fio's own exits are not the disk's.
-            let base = figures.get(START_UP)?.as_ref().ok()?.exits;
-            Some((figure.per_second, (figure.exits - base) / test.requests()))
-        };
-        let word = |figures: &Figures| match figures.get(test.name) {
-            Some(Err(_)) => "stuck",
-            _ => "not run",
-        };
-        let (a, b) = (of(ours), of(peer));
-        let rate = |figure: Option<(f64, f64)>, figures| {
-            figure.map_or(word(figures).to_owned(), |(rate, _)| format!("{rate:.0}"))
-        };
-        let exits = |figure: Option<(f64, f64)>| {
-            figure.map_or("-".to_owned(), |(_, exits)| format!("{exits:.2}"))
-        };
-        let ratio = a
-            .zip(b)
-            .map_or("-".to_owned(), |(a, b)| format!("{:.2}", a.0 / b.0));
-        text += &format!(
-            "{:<26} {:>9} {:>9} {ratio:>6}   {}, {}\n",
-            test.name,
-            rate(a, ours),
-            rate(b, peer),
-            exits(a),
-            exits(b)
-        );
+        text += &format!("{:<26}", test.name);
+        let (mut rates, mut exits) = (Vec::new(), Vec::new());
+        for (_, figures) in all {
+            let base = figures
+                .get(START_UP)
+                .and_then(|figure| figure.as_ref().ok());
+            let (rate, each) = match (figures.get(test.name), base) {
+                (Some(Ok(figure)), Some(base)) => {
+                    rates.push(Some(figure.per_second));
+                    // fio's own exits are not the disk's.
+                    let each = (figure.exits - base.exits) / test.requests();
+                    (format!("{:.0}", figure.per_second), format!("{each:.2}"))
+                }
+                (other, _) => {
+                    rates.push(None);
+                    let word = other.map_or("not run", |_| "stuck");
+                    (word.to_owned(), "-".to_owned())
+                }
+            };
+            text += &format!(" {rate:>14}");
+            exits.push(each);
+        }
+        if let Some(peer) = peer {
+            let ratio = |rate: &Option<f64>| match (rate, rates[peer]) {
+                (Some(rate), Some(of)) => format!("{:.2}", rate / of),
+                _ => "-".to_owned(),
+            };
+            let ratios: Vec<String> = rates.iter().map(ratio).collect();
+            text += &format!("   {:<14}", ratios.join(", "));
+        }
+        text += &format!("   {}\n", exits.join(", "));
     }
     text
 }
