@@ -5,6 +5,8 @@
 //! guest changes it at any time.
 #![allow(unsafe_code)] // hands the mapped ranges to vm-memory, and views the dirty bitmap as atomics
 
+mod sparse;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,8 +25,6 @@ pub const LOW_END: u64 = 3 << 30;
 pub const HIGH_START: u64 = 4 << 30;
 /// Guest page size, and what one bit of the dirty bitmap stands for.
 pub const PAGE: u64 = 4096;
-/// What is looked at for zeros before it is copied: it stays in the processor's nearest cache.
-const PIECE: usize = 1024;
 
 /// One contiguous range of guest RAM.
 #[derive(Debug)]
@@ -244,32 +244,6 @@ impl GuestMemory {
             .with_context(|| not_ram(gpa, from.len()))
     }
 
-    /// Copies `from` into guest memory that is all zeros, but for pieces that are all zeros themselves: their pages stay untouched.
-    ///
-    /// # Errors
-    /// Part of the range is not RAM of one region.
-    pub fn write_to_zeros(&self, gpa: u64, from: &[u8]) -> Result<()> {
-        self.mark_dirty(gpa, from.len() as u64);
-        let into = self
-            .view
-            .get_slice(GuestAddress(gpa), from.len())
-            .with_context(|| not_ram(gpa, from.len()))?;
-        let start = into.ptr_guard_mut();
-        for (at, piece) in (0..).step_by(PIECE).zip(from.chunks(PIECE)) {
-            let (first, rest) = piece.split_at(piece.len().min(64));
-            // Most pieces show with their first bytes that they are not.
-            if !zero(first) || !zero(rest) {
-                // SAFETY: the slice is as long as `from`, and guest memory is read and written as memory that others change
-                // at any time.
-                unsafe {
-                    let to = start.as_ptr().add(at);
-                    std::ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Reads one plain value.
     ///
     /// # Errors
@@ -339,13 +313,6 @@ impl GuestMemory {
         let bytes = usize::try_from(last - first)?;
         region.mapping.zero(from, bytes, self.keep)
     }
-}
-
-/// Without an early end, so that it is done many bytes at a time.
-fn zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks();
-    let any = |all, word: &[u8; 16]| all | u128::from_ne_bytes(*word);
-    words.iter().fold(0, any) == 0 && rest.iter().all(|byte| *byte == 0)
 }
 
 fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region> {
@@ -485,23 +452,6 @@ mod tests {
         let other = format!("{:#}", GuestMemory::with(8 << 20, &backing).unwrap_err());
         assert!(other.contains("has 4194304 bytes"), "{other}");
         assert_eq!(written(&std::fs::read(&path).unwrap()), 5, "not its file");
-    }
-
-    #[test]
-    fn zeros_are_not_written_to_zeros() {
-        let memory = GuestMemory::new(4 << 20).unwrap();
-        let mut bytes = vec![0; 3 * PIECE + 5];
-        bytes[PIECE - 1] = 1;
-        *bytes.last_mut().unwrap() = 2;
-        // What is skipped shows in memory that is not all zeros.
-        memory.write(0x1003, &vec![7; bytes.len()]).unwrap();
-        memory.write_to_zeros(0x1003, &bytes).unwrap();
-        let mut back = vec![0; bytes.len()];
-        memory.read(0x1003, &mut back).unwrap();
-        bytes[PIECE..3 * PIECE].fill(7);
-        assert_eq!(back, bytes);
-        let error = memory.write_to_zeros((4 << 20) - 8, &bytes).unwrap_err();
-        assert!(error.to_string().contains("is not all RAM"), "{error}");
     }
 
     #[test]
