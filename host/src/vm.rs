@@ -250,6 +250,7 @@ impl Vm {
             let message = self.receive()?;
             if message.is_none() && !released {
                 // What was needed up to here is most of the code.
+                self.guest.tidy();
                 resident::release_code();
                 released = true;
             }

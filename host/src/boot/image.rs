@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::path::open_regular;
-use crate::hypervisor::backing::View;
+use crate::hypervisor::backing::{Mapped, View};
 use crate::memory::GuestMemory;
 
 /// Something to load, of known size.
@@ -19,6 +20,8 @@ pub struct Image {
     name: String,
     source: Source,
     len: u64,
+    /// What has been copied from. To unmap a kernel takes as long as a hundred of a guest's exits, and need not come before it runs.
+    spent: Mutex<Vec<Mapped>>,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,7 @@ impl Image {
             name,
             source: Source::File(file),
             len: metadata.len(),
+            spent: Mutex::default(),
         })
     }
 
@@ -59,6 +63,7 @@ impl Image {
             name: name.into(),
             source: Source::Bytes(bytes),
             len: bytes.len() as u64,
+            spent: Mutex::default(),
         }
     }
 
@@ -113,20 +118,26 @@ impl Image {
             )
         })?;
         let range = usize::try_from(offset)?..usize::try_from(end)?;
-        let view;
-        let part = match &self.source {
-            Source::Bytes(bytes) => bytes.get(range),
-            // In used memory every byte counts, and the system copies them without our looking at them.
-            Source::File(_) if used => None,
-            Source::File(file) => {
-                view = View::new(file, range);
-                view.as_ref().map(View::bytes)
+        match &self.source {
+            Source::Bytes(bytes) => {
+                let part = bytes.get(range).with_context(describe)?;
+                let write = if used {
+                    GuestMemory::write
+                } else {
+                    GuestMemory::write_to_zeros
+                };
+                write(memory, gpa, part).with_context(describe)
             }
-        };
-        match (part, &self.source) {
-            (Some(part), _) if used => memory.write(gpa, part).with_context(describe),
-            (Some(part), _) => memory.write_to_zeros(gpa, part).with_context(describe),
-            (None, Source::File(file)) => {
+            Source::File(file) => {
+                // In used memory every byte counts, and the system copies them without our looking at them.
+                let view = if used { None } else { View::new(file, range) };
+                if let Some(view) = view {
+                    memory
+                        .write_to_zeros(gpa, view.bytes())
+                        .with_context(describe)?;
+                    self.spent().push(view.close());
+                    return Ok(());
+                }
                 let mut file: &File = file;
                 file.seek(SeekFrom::Start(offset)).with_context(describe)?;
                 memory.mark_dirty(gpa, len);
@@ -135,8 +146,16 @@ impl Image {
                     .read_exact_volatile_from(GuestAddress(gpa), &mut file, usize::try_from(len)?)
                     .with_context(describe)
             }
-            (None, Source::Bytes(_)) => bail!("Cannot load {self}: it ends too early"),
         }
+    }
+
+    fn spent(&self) -> MutexGuard<'_, Vec<Mapped>> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back what loading has left behind for a time when nobody waits.
+    pub fn tidy(&self) {
+        self.spent().clear();
     }
 
     /// What a file that is no kernel seems to be.

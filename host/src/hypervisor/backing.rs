@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::mm::{MapFlags, ProtFlags};
 
 pub use source::{Backing, HugePage, Opened, Source, check, open};
-pub use view::View;
+pub use view::{Mapped, View};
 
 /// Guest and host addresses agree below this, so that both stages of translation can use large pages.
 pub const ALIGNMENT: usize = 2 << 20;

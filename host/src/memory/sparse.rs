@@ -22,7 +22,7 @@ impl GuestMemory {
             .with_context(|| not_ram(gpa, from.len()))?;
         let start = into.ptr_guard_mut();
         let mut copied = 0;
-        let mut copy = |begin: usize, end: usize| {
+        let copy = |begin: usize, end: usize| {
             let run = &from[begin..end];
             // SAFETY: the slice is as long as `from`, of which this is a part.
             let to = unsafe { start.as_ptr().add(begin) };

@@ -234,6 +234,13 @@ impl<V: Vm> Guest<V> {
         let entry = boot::prepare(memory, &placed, &direct)?;
         vcpus.for_each(|cpu, vcpu| entry.apply(cpu, vcpu))
     }
+
+    /// Gives back what loading has left behind. For a time when nobody waits.
+    pub fn tidy(&self) {
+        if let Self::Kernel { files, .. } = self {
+            files.tidy();
+        }
+    }
 }
 
 #[cfg(test)]

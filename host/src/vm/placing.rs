@@ -22,6 +22,12 @@ impl KernelFiles {
     pub fn place(&self, memory: &GuestMemory, used: bool) -> Result<Placed> {
         boot::place(memory, &self.kernel, self.initrd.as_ref(), used)
     }
+
+    /// Gives back what placing them has left behind.
+    pub fn tidy(&self) {
+        self.kernel.tidy();
+        self.initrd.iter().for_each(Image::tidy);
+    }
 }
 
 /// The thread that does it.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::ops::Range;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::slice;
 
 #[cfg(target_os = "linux")]
 use rustix::mm::{MapFlags, ProtFlags};
@@ -20,17 +22,77 @@ const PAGE: usize = 4096;
 #[derive(Debug)]
 pub struct View<'a> {
     /// From the start of a page.
-    mapped: &'a [u8],
+    mapped: Mapped,
     lead: usize,
-    #[cfg(target_os = "linux")]
-    file: &'a File,
+    _lease: Lease<'a>,
 }
 
 impl View<'_> {
     /// The contents.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.mapped.get(self.lead..).unwrap_or_default()
+        // SAFETY: the mapping is readable for its whole length, of parts of the file that the lease keeps as they are, and lives as
+        // long as the view, whose bytes are lent no longer than itself.
+        let mapped = unsafe { slice::from_raw_parts(self.mapped.start.as_ptr(), self.mapped.len) };
+        mapped.get(self.lead..).unwrap_or_default()
+    }
+
+    /// Lets go of the file. What remains is a mapping that nobody reads, to be dropped when there is time: that takes as long as
+    /// faulting it in.
+    #[must_use]
+    pub fn close(self) -> Mapped {
+        self.mapped
+    }
+}
+
+/// A mapping of a file's bytes, unmapped on drop.
+#[derive(Debug)]
+pub struct Mapped {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it is memory that nobody writes to, and unmapping is any thread's to do.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: this is its own mapping, and nobody has a reference into it any more.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// Makes whoever opens a file for writing, or shortens it, wait for its end.
+#[derive(Debug)]
+struct Lease<'a> {
+    #[cfg(target_os = "linux")]
+    file: &'a File,
+    #[cfg(not(target_os = "linux"))]
+    _none: std::marker::PhantomData<&'a File>,
+}
+
+#[cfg(target_os = "linux")]
+impl<'a> Lease<'a> {
+    /// `None`: it is open for writing, it belongs to somebody else, or its filesystem can't do it.
+    fn take(file: &'a File) -> Option<Self> {
+        let fd = file.as_raw_fd();
+        // The notice that somebody waits is a signal, by default one that kills; this one is ignored.
+        // SAFETY: both commands change only the kernel's record of this descriptor.
+        let taken = unsafe {
+            libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
+                && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0
+        };
+        taken.then_some(Self { file })
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        // SAFETY: changes only the kernel's record of this descriptor.
+        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
 }
 
@@ -39,55 +101,28 @@ impl<'a> View<'a> {
     /// The bytes in `range`, or `None` where this can't be had: the file is shorter or open for writing, it belongs to somebody
     /// else, or its filesystem can't do it.
     ///
-    /// A lease makes whoever opens the file for writing, or shortens it, wait for its end (fcntl(2), "Leases"): without, the file's
-    /// end could move below a mapping, and the next access be a SIGBUS.
+    /// Without a lease (fcntl(2), "Leases"), the file's end could move below a mapping, and the next access be a SIGBUS.
     pub fn new(file: &'a File, range: Range<usize>) -> Option<Self> {
-        let fd = file.as_raw_fd();
-        // The notice that somebody waits is a signal, by default one that kills; this one is ignored.
-        // SAFETY: both commands change only the kernel's record of this descriptor.
-        let leased = unsafe {
-            libc::fcntl(fd, F_SETSIG, libc::SIGURG) == 0
-                && libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0
-        };
-        if !leased {
-            return None;
-        }
-        // From here on the lease ends with the view.
-        let lead = range.start % PAGE;
-        let mut view = Self {
-            mapped: &[],
-            lead,
-            file,
-        };
+        let lease = Lease::take(file)?;
         let long = file
             .metadata()
             .is_ok_and(|metadata| metadata.len() >= range.end as u64);
         if range.is_empty() || !long {
             return None;
         }
+        let lead = range.start % PAGE;
         let (offset, len) = (range.start - lead, range.len() + lead);
         // Not POPULATE: it costs five times what the faults do, each of which maps 16 pages.
         let flags = MapFlags::PRIVATE;
         let (anywhere, read) = (std::ptr::null_mut(), ProtFlags::READ);
         // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
         let mapped = unsafe { rustix::mm::mmap(anywhere, len, read, flags, file, offset as u64) };
-        // SAFETY: the mapping is readable for `len` bytes of the file, which the lease keeps as they are, and lives as long as the
-        // view, whose bytes are lent no longer than itself.
-        view.mapped = unsafe { std::slice::from_raw_parts(mapped.ok()?.cast::<u8>(), len) };
-        Some(view)
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for View<'_> {
-    fn drop(&mut self) {
-        if !self.mapped.is_empty() {
-            let start = self.mapped.as_ptr().cast_mut().cast();
-            // SAFETY: this is the view's own mapping, and nobody has a reference into it any more.
-            let _ = unsafe { rustix::mm::munmap(start, self.mapped.len()) };
-        }
-        // SAFETY: changes only the kernel's record of this descriptor.
-        unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        let start = NonNull::new(mapped.ok()?.cast())?;
+        Some(Self {
+            mapped: Mapped { start, len },
+            lead,
+            _lease: lease,
+        })
     }
 }
 
@@ -127,8 +162,9 @@ mod tests {
             )
         };
         assert!(change().is_err());
-        drop(view);
+        let mapped = view.close();
         assert!(change().is_ok());
+        drop(mapped);
         assert!(View::new(&file, 8999..9001).is_none(), "beyond its end");
         assert!(View::new(&file, 5..5).is_none());
     }
