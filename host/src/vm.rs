@@ -36,6 +36,8 @@ use reset_log::ResetLog;
 const LEAVE_DEVICE: Duration = Duration::from_secs(5);
 /// How often to look whether the guest has halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
+/// After this many of them without a message, most guests have booted, and what the start has left behind goes.
+const SETTLED: u32 = 5;
 
 /// What the thread that owns the VM is told.
 enum Message {
@@ -245,14 +247,16 @@ impl Vm {
     /// Acts on messages until the VM ends.
     fn serve(&mut self) -> Result<Ending> {
         let resets = &mut ResetLog::default();
-        let mut released = false;
+        let mut quiet = 0;
         loop {
             let message = self.receive()?;
-            if message.is_none() && !released {
-                // What was needed up to here is most of the code.
-                self.guest.tidy();
-                resident::release_code();
-                released = true;
+            if message.is_none() && quiet < SETTLED {
+                quiet += 1;
+                if quiet == SETTLED {
+                    // What was needed up to here is most of the code.
+                    self.guest.tidy();
+                    resident::release_code();
+                }
             }
             let next = match message {
                 Some(Message::Event(event)) => self.handle(event, resets)?,

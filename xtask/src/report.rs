@@ -84,7 +84,7 @@ impl Report {
     pub fn close(self) -> bool {
         println!();
         for name in &self.again {
-            println!("AGAIN: {name} failed at its first try");
+            println!("AGAIN: {name} failed and was run again");
         }
         for name in &self.failed {
             println!("FAILED: {name}");

@@ -474,10 +474,17 @@ impl Reader {
             return String::new();
         };
         let text = field.text(&mut self.problems).unwrap_or("");
-        text.split_whitespace()
-            .map(|word| word.replace(char::is_control, "\u{fffd}"))
-            .collect::<Vec<_>>()
-            .join(" ")
+        let mut line = String::with_capacity(text.len());
+        for word in text.split_whitespace() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            match word.contains(char::is_control) {
+                true => line += &word.replace(char::is_control, "\u{fffd}"),
+                false => line += word,
+            }
+        }
+        line
     }
 }
 

@@ -1,4 +1,5 @@
-/* First process of the boot bench's guest: the marker as its first act, then the guest's own clock, then the end. */
+/* First process of the boot bench's guest: the marker as its first act, then the guest's own clock, and the end when the host
+   has had time to settle. */
 #include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
@@ -16,6 +17,8 @@ int main(void) {
       (length = read(file, text, sizeof text)) > 0) {
     if (write(1, "UPTIME ", 7) != 7 || write(1, text, (size_t)length) != length) return 1;
   }
+  sleep(8);
+  if (write(1, "SETTLED\n", 8) != 8) return 1;
   reboot(RB_AUTOBOOT);
   return 1;
 }

@@ -22,7 +22,7 @@ boot() {
     # shellcheck disable=SC2086
     pc) set -- $qemu -machine pc -vga none -kernel /lab/vmlinux -append "$line" ;;
     esac
-    timeout -s KILL 8 boot-sampler "$@" </dev/null
+    timeout -s KILL 20 boot-sampler "$@" </dev/null
 }
 # Counts by the named field of KVM's event, largest first.
 events="kvm_exit:exit_reason kvm_userspace_exit:reason kvm_pio:port kvm_mmio:gpa kvm_msr:ecx kvm_fast_mmio:gpa"

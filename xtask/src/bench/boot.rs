@@ -79,7 +79,7 @@ fn value<'a>(line: &'a str, key: &str) -> &'a str {
 fn giga(line: &str, key: &str) -> String {
     value(line, key)
         .parse::<f64>()
-        .map_or("?".to_owned(), |count| format!("{:.3}", count / 1e9))
+        .map_or("?".to_owned(), |count| format!("{:.4}", count / 1e9))
 }
 
 /// What a console of level 1 says, as a table; empty if no guest came up.
@@ -94,14 +94,13 @@ fn report(console: &str) -> String {
             ["UPTIME", seconds, ..] => uptime = seconds,
             ["BOOT", ..] => {
                 if table.is_empty() {
-                    table += "\nG instructions from exec to the marker (of which by the guest's own clock) and to the exit; up to the marker: exits (of which port, MMIO, page faults); kB beyond guest RAM (file + anonymous), guest RAM\n";
+                    table += "\nG instructions from exec to the marker (of which by the guest's own clock); up to there: exits (of which port, MMIO, page faults); 8 s later: kB beyond guest RAM (file + anonymous), guest RAM\n";
                 }
                 // Writing to a String can't fail.
                 let _ = writeln!(
                     table,
-                    "{host} {} ({uptime}) {}; {} ({}, {}, {}); {} + {}, {}",
+                    "{host} {} ({uptime}); {} ({}, {}, {}); {} + {}, {}",
                     giga(line, "marker"),
-                    giga(line, "exit"),
                     value(line, "exits"),
                     value(line, "io_exits"),
                     value(line, "mmio_exits"),
@@ -193,12 +192,12 @@ mod tests {
     #[test]
     fn a_console_becomes_a_line_for_each_boot_and_event() {
         let console = "BOOT-START a\r\nMARKER-UP\r\nUPTIME 1.30 0.00\r\n\
-            BOOT marker=1519000000 exit=1563000000 exits=2478 io_exits=300 mmio_exits=0 pf_taken=41 ram=79872 file=4984 anonymous=476\r\n\
+            BOOT marker=1519000000 exits=2478 io_exits=300 mmio_exits=0 pf_taken=41 ram=79872 file=4984 anonymous=476\r\n\
             COUNT-START a\r\n     0.624     0.024  devices created\r\nSTEP      0.624     0.024  devices created\r\n\
             COUNT kvm_pio 3f8 76\r\nCOUNT kvm_pio cf8 54\r\nCOUNT-END a\r\nBOOT-START b\r\nCOUNT kvm_pio 3f8 1\r\n";
         let report = report(console);
         assert!(
-            report.contains("\na 1.519 (1.30) 1.563; 2478 (300, 0, 41); 4984 + 476, 79872\n"),
+            report.contains("\na 1.5190 (1.30); 2478 (300, 0, 41); 4984 + 476, 79872\n"),
             "{report}"
         );
         assert!(

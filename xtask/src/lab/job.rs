@@ -21,6 +21,8 @@ pub struct Job {
     pub disks: bool,
     /// How long it may take.
     pub limit: Duration,
+    /// How long it may write nothing.
+    pub silence: Duration,
     exit: i32,
     sees: Vec<String>,
     times: Vec<(usize, String)>,
@@ -72,6 +74,7 @@ impl Job {
             interactive: false,
             disks: false,
             limit: Duration::from_secs(120),
+            silence: Duration::ZERO,
             exit: 0,
             sees: Vec::new(),
             times: Vec::new(),
@@ -100,6 +103,7 @@ impl Job {
                 _ => bail!("{}: `# lab: {word}` is not known", job.file.display()),
             }
         }
+        job.silence = job.limit / 2;
         Ok(job)
     }
 
@@ -132,7 +136,7 @@ impl Job {
         (right, wrong)
     }
 
-    /// Records a run. If it failed and `again` says that it is run once more, only says why.
+    /// Records a run. If it failed and `again` says that it may be run once more, only says why.
     pub fn judge(
         &self,
         console: &str,

@@ -16,15 +16,24 @@ const WHOLE: Duration = Duration::from_secs(50 * 60);
 const MOST_LANES: usize = 4;
 /// How often level 1 may die in one and the same job before it counts as that job's fault.
 const DEATHS: u32 = 4;
+/// How often a job is run that comes to no end.
+const TRIES: u32 = 3;
 
 /// A job that waits for its turn.
 struct Turn<'a> {
     job: &'a Job,
     /// How often level 1 has died in it.
     deaths: u32,
-    /// It has failed once. The emulation loses interrupts and stalls now and then, so that it gets a second chance, which the
-    /// report tells of.
-    failed: bool,
+    /// How often it has failed. The emulation delivers interrupts that it must not now and then, and the guest waits for a lock
+    /// that it holds itself, or panics. So it gets a second chance, and a third if it came to no end, of which the report tells.
+    failed: u32,
+}
+
+impl Turn<'_> {
+    /// Whether it is run again if it fails now, with or without an end.
+    fn may_again(&self, ended: bool) -> bool {
+        self.failed + 1 < if ended { 2 } else { TRIES }
+    }
 }
 
 struct Lanes<'a> {
@@ -47,13 +56,14 @@ impl<'a> Lanes<'a> {
     fn judge(&self, turn: &Turn, console: &str, code: Option<i32>, took: Duration) -> bool {
         // What is said of one job stands together.
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        let good = turn.job.judge(console, code, !turn.failed, &mut report);
-        let chance = if turn.failed {
-            ", its second chance"
-        } else {
-            ""
-        };
-        println!("  {}: {:.0} s{chance}", turn.job.name, took.as_secs_f64());
+        let again = turn.may_again(code.is_some());
+        let good = turn.job.judge(console, code, again, &mut report);
+        println!(
+            "  {}: {:.0} s, try {}",
+            turn.job.name,
+            took.as_secs_f64(),
+            turn.failed + 1
+        );
         good
     }
 
@@ -82,11 +92,12 @@ impl<'a> Lanes<'a> {
                 Some(level1) => level1,
                 None => Level1::start(lab, disks, mode)?,
             };
-            let good = match level1.run(job, left)? {
-                End::Ended(console, code) => {
-                    self.judge(&turn, &console, Some(code), start.elapsed())
-                }
-                End::Late(console) => self.judge(&turn, &console, None, start.elapsed()),
+            let (good, ended) = match level1.run(job, left)? {
+                End::Ended(console, code) => (
+                    self.judge(&turn, &console, Some(code), start.elapsed()),
+                    true,
+                ),
+                End::Late(console) => (self.judge(&turn, &console, None, start.elapsed()), false),
                 End::Died(last) => {
                     turn.deaths += 1;
                     println!("level 1 has died in {}; last words:\n{last}", job.name);
@@ -94,6 +105,7 @@ impl<'a> Lanes<'a> {
                     if turn.deaths < DEATHS {
                         self.again(turn);
                     } else {
+                        turn.failed = TRIES;
                         self.judge(&turn, &last, None, start.elapsed());
                     }
                     continue;
@@ -104,8 +116,8 @@ impl<'a> Lanes<'a> {
                 continue;
             }
             level1.end()?;
-            if !good && !turn.failed {
-                turn.failed = true;
+            if !good && turn.may_again(ended) {
+                turn.failed += 1;
                 self.again(turn);
             }
         }
@@ -127,7 +139,7 @@ pub fn run(
         .map(|job| Turn {
             job,
             deaths: 0,
-            failed: false,
+            failed: 0,
         })
         .collect();
     waiting.sort_by_key(|turn| std::cmp::Reverse(turn.job.limit));

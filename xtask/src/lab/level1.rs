@@ -64,7 +64,7 @@ fn qemu(lab: &Lab, disks: Option<&Disks>, icount: bool, more: &str) -> Result<Co
 pub enum End {
     /// By itself, with its console and exit code.
     Ended(String, i32),
-    /// Its time was up: its console so far. Level 1 has ended with it.
+    /// Its time was up, or it has said nothing for too long: its console so far. Level 1 has ended with it.
     Late(String),
     /// Level 1 died, which is the emulation's fault: it says when it ends by itself, and nothing that runs in it can end it
     /// otherwise. QEMU 7.2's SVM corrupts the stack of its kernel now and then. The last it said.
@@ -87,16 +87,21 @@ impl Level1 {
         Ok(Level1 { running, seen: 0 })
     }
 
-    /// Waits for a text on the console; how it stands there then. False if level 1 ends before, or the time does.
-    fn console_with(&mut self, text: &str, limit: Duration) -> (bool, String) {
+    /// Waits for a text on the console; how it stands there then. False if level 1 ends before, the time does, or nothing new comes
+    /// for `silence`.
+    fn console_with(&mut self, text: &str, limit: Duration, silence: Duration) -> (bool, String) {
         let start = Instant::now();
+        let (mut said, mut since) = (0, start);
         loop {
-            let over = self.running.ended() || start.elapsed() > limit;
+            let over = self.running.ended() || start.elapsed() > limit || since.elapsed() > silence;
             if over {
                 // What it wrote just before it ended may still be on its way.
                 std::thread::sleep(LOOK);
             }
             let console = self.running.console(self.seen);
+            if console.len() != said {
+                (said, since) = (console.len(), Instant::now());
+            }
             let there = console.contains(text);
             if there || over {
                 return (there, console);
@@ -107,7 +112,7 @@ impl Level1 {
 
     /// Runs a job to its end, or to `limit`.
     pub fn run(&mut self, job: &Job, limit: Duration) -> Result<End> {
-        let (ready, console) = self.console_with("LAB-READY", START);
+        let (ready, console) = self.console_with("LAB-READY", START, START);
         let said = |line: &&str| line.contains("LAB-ERROR");
         if let Some(error) = console.lines().find(said) {
             bail!("level 1: {}", error.trim_end());
@@ -120,6 +125,7 @@ impl Level1 {
         let (ended, console) = self.console_with(
             &format!("LAB-EXIT {} ", job.name),
             limit.min(job.limit + GRACE),
+            job.silence + GRACE,
         );
         if !ended && self.running.ended() {
             return self.died(&console);
