@@ -1,6 +1,7 @@
 //! Level 1: a Debian kernel under QEMU's TCG, with SVM emulated and so a real /dev/kvm inside.
 
 use super::debian::Disks;
+use super::keyboard::Keyboard;
 use super::{Job, Lab, Mode};
 use crate::packages;
 use crate::process::{self, Running};
@@ -14,6 +15,8 @@ const START: Duration = Duration::from_secs(180);
 const GRACE: Duration = Duration::from_secs(60);
 /// How often level 1's console is looked at.
 const LOOK: Duration = Duration::from_millis(100);
+/// After so long without a word, and again and again, a key is pressed in case level 1's time stands still.
+const NUDGE: Duration = Duration::from_secs(4);
 /// Without XSAVE: the emulated SVM does not hand a guest's XSETBV to KVM, so that KVM shows the
 /// guest a size of the state (CPUID leaf 13) that does not match, and its kernel complains. What needs XSAVE goes with it.
 const CPU: &str = "max,xsave=off,avx=off,avx2=off";
@@ -74,6 +77,8 @@ pub enum End {
 /// Level 1 under way, which is told over its console what to run, one job after the other.
 pub struct Level1 {
     running: Running,
+    /// None where time is counted in instructions: it must not depend on ours.
+    keyboard: Option<Keyboard>,
     /// How much of the console belongs to what came before.
     seen: usize,
 }
@@ -82,9 +87,19 @@ impl Level1 {
     /// Starts it.
     pub fn start(lab: &Lab, disks: Option<&Disks>, mode: Mode) -> Result<Self> {
         let mut command = qemu(lab, disks, mode.icount, "")?;
-        command.args(["-display", "none", "-serial", "stdio", "-monitor", "none"]);
+        command.args(["-display", "none", "-serial", "stdio"]);
+        let keyboard = if mode.icount {
+            command.args(["-monitor", "none"]);
+            None
+        } else {
+            Some(Keyboard::attach(&mut command)?)
+        };
         let running = process::start(&mut command, mode.show)?;
-        Ok(Level1 { running, seen: 0 })
+        Ok(Level1 {
+            running,
+            keyboard,
+            seen: 0,
+        })
     }
 
     /// Waits for a text on the console; how it stands there then. False if level 1 ends before, the time does, or nothing new comes
@@ -92,6 +107,7 @@ impl Level1 {
     fn console_with(&mut self, text: &str, limit: Duration, silence: Duration) -> (bool, String) {
         let start = Instant::now();
         let (mut said, mut since) = (0, start);
+        let mut nudged = start;
         loop {
             let over = self.running.ended() || start.elapsed() > limit || since.elapsed() > silence;
             if over {
@@ -101,6 +117,11 @@ impl Level1 {
             let console = self.running.console(self.seen);
             if console.len() != said {
                 (said, since) = (console.len(), Instant::now());
+            }
+            if since.max(nudged).elapsed() > NUDGE {
+                nudged = Instant::now();
+                // Where nobody listens, level 1 is on its way to or from life.
+                let _ = self.keyboard.as_mut().map(Keyboard::press);
             }
             let there = console.contains(text);
             if there || over {

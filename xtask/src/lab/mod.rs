@@ -13,6 +13,7 @@ mod fio;
 mod fwts;
 mod images;
 mod job;
+mod keyboard;
 mod lanes;
 pub mod level1;
 mod reference;
