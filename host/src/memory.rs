@@ -20,6 +20,8 @@ use crate::hypervisor::backing::{self, Backing, Mapping, Opened};
 pub const LOW_END: u64 = 3 << 30;
 /// RAM that doesn't fit below [`LOW_END`] goes on here.
 pub const HIGH_START: u64 = 4 << 30;
+/// A PC keeps tables here, a few pages of which are ever touched, and a start waits for each large page that has to be zeroed.
+const FIRST: usize = 2 << 20;
 /// Guest page size, and what one bit of the dirty bitmap stands for.
 pub const PAGE: u64 = 4096;
 
@@ -318,6 +320,9 @@ fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region
         Some(fd) => Mapping::shared(fd.as_fd(), offset, bytes, opened.align)?,
         None => Mapping::private(bytes)?,
     };
+    if gpa == 0 {
+        mapping.advise_small(FIRST);
+    }
 
     let dirty = Mapping::anonymous((len / PAGE).div_ceil(64) as usize * 8)?;
     Ok(Region {

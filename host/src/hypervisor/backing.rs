@@ -132,6 +132,22 @@ impl Mapping {
     #[cfg(not(target_os = "linux"))]
     fn advise_huge(&self) {}
 
+    /// Lets the first `len` bytes, a multiple of 4 KiB and no more than there are, be made of small pages, where they have not been
+    /// touched and are private.
+    #[cfg(target_os = "linux")]
+    pub fn advise_small(&self, len: usize) {
+        let (start, advice) = (
+            self.pointer.as_ptr().cast(),
+            rustix::mm::Advice::LinuxNoHugepage,
+        );
+        // SAFETY: the range is ours, and this advice changes only what backs it.
+        let _ = unsafe { rustix::mm::madvise(start, len.min(self.len), advice) };
+    }
+
+    /// Nothing is known of how other systems back memory.
+    #[cfg(not(target_os = "linux"))]
+    pub fn advise_small(&self, _: usize) {}
+
     /// Allocates every page now.
     ///
     /// # Errors
