@@ -6,6 +6,10 @@ host=$(sed -n 's/.*bench\.host=\([^ ]*\).*/\1/p' /proc/cmdline)
 tests=$(sed -n 's/.*\(bench\.tests=[^ ]*\).*/\1/p' /proc/cmdline)
 sed -i "s/bench\.tests=/$tests/" disk.toml
 [ "$host" != vmm-host-nvme ] || sed -i s/pci-virtio-block/pci-nvme/ disk.toml
+if [ "$host" = vmm-host-overlay ]; then
+    sed -i 's/block_dev\.disk\]/block_dev.base]\nread_only = true/' disk.toml
+    printf '\n[block_dev.disk]\ntype = "overlay"\nbacking = "base"\npath = "/lab/bench/overlay"\n' >>disk.toml
+fi
 case $host in
 qemu)
     qemu-system-x86_64 -L /lab/bench/firmware -accel kvm -machine pc -cpu host -m 512 -smp 1 \

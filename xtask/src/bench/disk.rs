@@ -1,5 +1,5 @@
 //! What a request costs without a guest, by depth: to a disk in a file, on the workspace's filesystem and on tmpfs; what an overlay
-//! adds to a read; and through an NVMe controller to a disk in memory.
+//! adds to a read; and through a virtio disk and an NVMe controller to a disk in memory.
 
 use crate::workspace::{self, Profile};
 use anyhow::{Result, ensure};
@@ -24,7 +24,7 @@ fn example(package: &str, name: &str) -> Result<PathBuf> {
         .join(name))
 }
 
-/// Prints nanoseconds per request of files, and requests per second of NVMe.
+/// Prints nanoseconds per request of files, and requests per second of the devices.
 pub fn run() -> Result<()> {
     for (package, name) in [
         ("vmm-plugin-file", "engines"),
@@ -37,8 +37,13 @@ pub fn run() -> Result<()> {
             ensure!(status.success(), "the bench {name} has failed: {status}");
         }
     }
-    println!("depths, through an NVMe controller:");
-    let status = Command::new(example("vmm-plugin-nvme", "depths")?).status()?;
-    ensure!(status.success(), "the bench depths has failed: {status}");
+    for (package, name) in [
+        ("vmm-plugin-virtio-block", "virtio_depths"),
+        ("vmm-plugin-nvme", "depths"),
+    ] {
+        println!("{name}, {package} on a disk in memory:");
+        let status = Command::new(example(package, name)?).status()?;
+        ensure!(status.success(), "the bench {name} has failed: {status}");
+    }
     Ok(())
 }
