@@ -2,7 +2,7 @@
 //!
 //! `guest/main.rs` says what it does, [`MODES`] what its command line may ask for.
 
-/// The guest as an ELF image, linked at 2 MiB. It is entered by the Linux 64-bit boot protocol
+/// The guest as an ELF image, linked at 1 MiB. It is entered by the Linux 64-bit boot protocol
 /// at its entry point, or by PVH through its note.
 pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/selftest.elf"));
 

@@ -27,6 +27,7 @@ mod instance;
 mod load;
 mod memory;
 mod object;
+mod processor_time;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ use instance::Instance;
 pub use load::load;
 use memory::Ram;
 pub use object::{Backend, FakeDevice, Value};
+pub use processor_time::processor_time;
 
 /// A host that lends memory, interrupts, doorbells, events and the rest, and records what a plugin does with them.
 #[derive(Clone)]

@@ -9,30 +9,11 @@ mod driver;
 use std::time::{Duration, Instant};
 
 use driver::{Cmd, Driver, OK, READ};
-use vmm_plugin_api::testing::{FakeHost, Value, load};
+use vmm_plugin_api::testing::{FakeHost, Value, load, processor_time};
 
 /// How long the driver waits for a completion.
 const WAIT: Duration = Duration::from_secs(20);
 const DISK: u64 = 64 << 20;
-
-/// Processor time of the queue's thread so far, in nanoseconds.
-fn thread_time() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("this bench needs Linux's /proc");
-    for task in tasks {
-        let task = task.expect("a thread").path();
-        let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
-        if name.trim() == "nvme-q1" {
-            let text = std::fs::read_to_string(task.join("schedstat")).expect("its time");
-            return text
-                .split(' ')
-                .next()
-                .expect("a number")
-                .parse()
-                .expect("a number");
-        }
-    }
-    panic!("there is no thread nvme-q1");
-}
 
 fn measure(shadow: bool, depth: u32, bytes: u64) {
     let host = FakeHost::new(64 << 20);
@@ -70,13 +51,16 @@ fn measure(shadow: bool, depth: u32, bytes: u64) {
     for _ in 0..100 {
         batch(&driver, depth);
     }
-    let (began, cpu) = (Instant::now(), thread_time());
+    let (began, cpu) = (Instant::now(), processor_time("nvme-q1"));
     let mut requests = 0u64;
     while began.elapsed() < Duration::from_secs(1) {
         batch(&driver, depth);
         requests += u64::from(depth);
     }
-    let (wall, cpu) = (began.elapsed().as_nanos() as u64, thread_time() - cpu);
+    let (wall, cpu) = (
+        began.elapsed().as_nanos() as u64,
+        (processor_time("nvme-q1") - cpu).as_nanos() as u64,
+    );
     println!(
         "{:>9} depth {depth:3} {:4} KiB: {:8} requests/s on a core, {:6} ns of it each; {:8} requests/s seen",
         if shadow { "shadow" } else { "registers" },

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmm_plugin_api::testing::{Buffer, FakeHost, Value, VirtioDriver, load};
+use vmm_plugin_api::testing::{Buffer, FakeHost, Value, VirtioDriver, load, processor_time};
 
 /// How long the driver waits for a completion.
 const WAIT: Duration = Duration::from_secs(20);
@@ -13,21 +13,7 @@ const DISK: u64 = 64 << 20;
 /// VIRTIO_BLK_T_IN (virtio 1.2, section 5.2.6).
 const READ: u32 = 0;
 
-/// Processor time so far of the one thread that serves a queue, in nanoseconds.
-fn thread_time() -> u64 {
-    let tasks = std::fs::read_dir("/proc/self/task").expect("this bench needs Linux's /proc");
-    for task in tasks {
-        let task = task.expect("a thread").path();
-        let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
-        if name.trim() == QUEUE_THREAD {
-            let text = std::fs::read_to_string(task.join("schedstat")).expect("its time");
-            let time = text.split(' ').next().map(str::parse);
-            return time.expect("a number").expect("a number");
-        }
-    }
-    panic!("there is no thread {QUEUE_THREAD}");
-}
-
+/// The thread that serves the queue.
 const QUEUE_THREAD: &str = "virtio-blk-q0";
 
 fn measure(depth: u32, bytes: u32) {
@@ -83,13 +69,16 @@ fn measure(depth: u32, bytes: u32) {
     for _ in 0..100 {
         batch();
     }
-    let (began, cpu) = (Instant::now(), thread_time());
+    let (began, cpu) = (Instant::now(), processor_time(QUEUE_THREAD));
     let mut count = 0u64;
     while began.elapsed() < Duration::from_secs(1) {
         batch();
         count += u64::from(depth);
     }
-    let (wall, cpu) = (began.elapsed().as_nanos() as u64, thread_time() - cpu);
+    let (wall, cpu) = (
+        began.elapsed().as_nanos() as u64,
+        (processor_time(QUEUE_THREAD) - cpu).as_nanos() as u64,
+    );
     for (_, _, status) in &requests {
         let mut byte = [1];
         driver.memory().read(*status, &mut byte).expect("RAM");

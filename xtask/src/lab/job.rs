@@ -21,8 +21,6 @@ pub struct Job {
     pub disks: bool,
     /// How long it may take.
     pub limit: Duration,
-    /// How long it may write nothing.
-    pub silence: Duration,
     exit: i32,
     sees: Vec<String>,
     times: Vec<(usize, String)>,
@@ -74,7 +72,6 @@ impl Job {
             interactive: false,
             disks: false,
             limit: Duration::from_secs(120),
-            silence: Duration::ZERO,
             exit: 0,
             sees: Vec::new(),
             times: Vec::new(),
@@ -103,7 +100,6 @@ impl Job {
                 _ => bail!("{}: `# lab: {word}` is not known", job.file.display()),
             }
         }
-        job.silence = job.limit / 2;
         Ok(job)
     }
 
@@ -134,6 +130,11 @@ impl Job {
             }
         }
         (right, wrong)
+    }
+
+    /// How long it may write nothing.
+    pub fn silence(&self) -> Duration {
+        self.limit / 2
     }
 
     /// Records a run. If it failed and `again` says that it may be run once more, only says why.

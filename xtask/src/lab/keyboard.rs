@@ -63,3 +63,28 @@ impl Keyboard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_key_is_pressed_where_somebody_listens() {
+        let mut command = Command::new("qemu");
+        let mut keyboard = Keyboard::attach(&mut command).unwrap();
+        assert!(keyboard.press().is_err(), "nobody listens yet");
+        let option = command.get_args().nth(1).unwrap().to_str().unwrap();
+        let path = option.strip_prefix("unix:").unwrap();
+        let listener = UnixListener::bind(path.split(',').next().unwrap()).unwrap();
+        keyboard.press().unwrap();
+        let (mut monitor, _) = listener.accept().unwrap();
+        monitor.write_all(PRESS).unwrap();
+        keyboard.press().unwrap();
+        let mut heard = vec![0; 2 * PRESS.len()];
+        monitor.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, PRESS.repeat(2));
+        drop((monitor, listener));
+        assert!(keyboard.press().is_err() && keyboard.press().is_err());
+    }
+}

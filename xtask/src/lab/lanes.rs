@@ -92,12 +92,9 @@ impl<'a> Lanes<'a> {
                 Some(level1) => level1,
                 None => Level1::start(lab, disks, mode)?,
             };
-            let (good, ended) = match level1.run(job, left)? {
-                End::Ended(console, code) => (
-                    self.judge(&turn, &console, Some(code), start.elapsed()),
-                    true,
-                ),
-                End::Late(console) => (self.judge(&turn, &console, None, start.elapsed()), false),
+            let (console, code) = match level1.run(job, left)? {
+                End::Ended(console, code) => (console, Some(code)),
+                End::Late(console) => (console, None),
                 End::Died(last) => {
                     turn.deaths += 1;
                     println!("level 1 has died in {}; last words:\n{last}", job.name);
@@ -111,12 +108,13 @@ impl<'a> Lanes<'a> {
                     continue;
                 }
             };
+            let good = self.judge(&turn, &console, code, start.elapsed());
             if good && !job.disks {
                 machine = Some(level1);
                 continue;
             }
             level1.end()?;
-            if !good && turn.may_again(ended) {
+            if !good && turn.may_again(code.is_some()) {
                 turn.failed += 1;
                 self.again(turn);
             }

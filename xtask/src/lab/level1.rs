@@ -146,7 +146,7 @@ impl Level1 {
         let (ended, console) = self.console_with(
             &format!("LAB-EXIT {} ", job.name),
             limit.min(job.limit + GRACE),
-            job.silence + GRACE,
+            job.silence() + GRACE,
         );
         if !ended && self.running.ended() {
             return self.died(&console);
