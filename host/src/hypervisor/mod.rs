@@ -14,6 +14,7 @@ use topology::Topology;
 
 pub mod affinity;
 pub mod backing;
+pub mod bhyve;
 pub mod cpuid;
 pub mod gathering;
 #[cfg(target_os = "linux")]
