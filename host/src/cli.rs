@@ -11,11 +11,11 @@ use log::LevelFilter;
 
 use crate::config::source::Severity;
 use crate::config::{self, Loaded};
-use crate::hypervisor::{Backend, Vm as _};
+use crate::hypervisor::{Kind, Vm};
 use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
-use crate::vm::Launch;
+use crate::vm::{self, Launch};
 
 /// The exit code of a VM that could not be built or failed while it ran.
 pub const EXIT_FAILURE: u8 = 1;
@@ -125,11 +125,9 @@ fn version() -> String {
     )
 }
 
-/// Does what the process's command line asks, with `run` for a VM whose file was accepted, and `begin` before it is read.
-pub fn main<T>(
-    begin: impl FnOnce() -> T,
-    run: impl FnOnce(T, Loaded, Launch) -> anyhow::Result<u8>,
-) -> ExitCode {
+/// Does what the process's command line asks, with this hypervisor.
+#[must_use]
+pub fn main<H: Vm>() -> ExitCode {
     let started = Instant::now();
     let arguments = Arguments::parse();
     refuse_both(&arguments);
@@ -140,13 +138,17 @@ pub fn main<T>(
     };
     let options = SearchOptions::of_process(arguments.plugin_path);
     let code = match arguments.command {
-        Some(Command::Check { files }) => check(&files, &options),
-        Some(Command::Cpuid) => cpuid(),
+        Some(Command::Check { files }) => check(&files, &options, H::KIND),
+        Some(Command::Cpuid) => cpuid::<H>(),
         Some(Command::Plugins { name, markdown }) => plugins(name.as_deref(), markdown, &options),
         None => {
-            let begun = begin();
-            accepted(&arguments.files, &options).map_or(EXIT_CONFIG, |loaded| {
-                run_file(loaded, |loaded| run(begun, loaded, launch))
+            let begun = H::begin();
+            accepted(&arguments.files, &options, H::KIND).map_or(EXIT_CONFIG, |loaded| {
+                loaded.registry.log_skipped();
+                vm::run::<H>(begun, loaded, launch).unwrap_or_else(|error| {
+                    log::error!("{error:#}");
+                    EXIT_FAILURE
+                })
             })
         }
     };
@@ -188,17 +190,9 @@ fn start_log(level: Option<LogLevel>, started: Instant) {
     builder.init();
 }
 
-fn run_file(loaded: Loaded, run: impl FnOnce(Loaded) -> anyhow::Result<u8>) -> u8 {
-    loaded.registry.log_skipped();
-    run(loaded).unwrap_or_else(|error| {
-        log::error!("{error:#}");
-        EXIT_FAILURE
-    })
-}
-
 /// Reads the VM files, prints what is wrong with them on stderr, and returns them if they can be run.
-fn accepted(files: &[PathBuf], options: &SearchOptions) -> Option<Loaded> {
-    match config::load(files, options) {
+fn accepted(files: &[PathBuf], options: &SearchOptions, hypervisor: Kind) -> Option<Loaded> {
+    match config::load(files, options, hypervisor) {
         Ok(loaded) => {
             if loaded.warnings.count(Severity::Warning) > 0 {
                 eprint!("{}", loaded.warnings);
@@ -212,8 +206,8 @@ fn accepted(files: &[PathBuf], options: &SearchOptions) -> Option<Loaded> {
     }
 }
 
-fn check(files: &[PathBuf], options: &SearchOptions) -> u8 {
-    let Some(loaded) = accepted(files, options) else {
+fn check(files: &[PathBuf], options: &SearchOptions, hypervisor: Kind) -> u8 {
+    let Some(loaded) = accepted(files, options, hypervisor) else {
         return EXIT_CONFIG;
     };
     let config = &loaded.config;
@@ -228,8 +222,8 @@ fn check(files: &[PathBuf], options: &SearchOptions) -> u8 {
     ))
 }
 
-fn cpuid() -> u8 {
-    match Backend::host_cpuid() {
+fn cpuid<H: Vm>() -> u8 {
+    match H::host_cpuid() {
         Ok(profile) => print(&format!(
             "{CPUID_NOTE}{}",
             config::cpuid::to_toml("host", &profile.portable())

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vmm_host::cli::main(vmm_host::vm::begin, vmm_host::vm::run)
+    vmm_host::cli::main::<vmm_host::hypervisor::Backend>()
 }

@@ -19,7 +19,7 @@ use anyhow::{Result, anyhow};
 
 use crate::config::{Loaded, VmConfig};
 use crate::diagnose::{Mark, Timeline};
-use crate::hypervisor::{Backend, Vcpu, Vm as _, resident};
+use crate::hypervisor::{Vcpu, Vm as Hypervisor, resident};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::machine::{DebugPort, Machine};
 use crate::plugins::device::Device;
@@ -113,16 +113,16 @@ impl Drop for Objects {
 }
 
 /// A built VM. Fields are dropped in this order: no CPU runs when objects end, and the I/O thread outlives them.
-struct Vm {
+struct Vm<H: Hypervisor> {
     config: VmConfig,
-    vcpus: VcpuSet<<Backend as crate::hypervisor::Vm>::Vcpu>,
-    machine: Arc<Machine<Backend>>,
-    isa: Vec<Arc<Isa<Backend>>>,
+    vcpus: VcpuSet<H::Vcpu>,
+    machine: Arc<Machine<H>>,
+    isa: Vec<Arc<Isa<H>>>,
     objects: Objects,
     shared: &'static Shared,
     _io: IoThread,
-    hypervisor: Arc<Backend>,
-    guest: Guest<Backend>,
+    hypervisor: Arc<H>,
+    guest: Guest<H>,
     messages: Receiver<Message>,
     /// Messages that came during a restart.
     waiting: VecDeque<Message>,
@@ -135,14 +135,6 @@ struct Vm {
     started: Instant,
 }
 
-/// What [`begin`] has begun.
-pub type Begun = <Backend as crate::hypervisor::Vm>::Begun;
-
-/// Begins what takes long and needs nothing of the VM file. Returns at once.
-pub fn begin() -> Begun {
-    <Backend as crate::hypervisor::Vm>::begin()
-}
-
 /// How a VM is run, as far as its file does not say it.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
@@ -152,12 +144,12 @@ pub struct Launch {
     pub statistics: bool,
 }
 
-/// Runs the VM of a checked file to its end and returns the exit code that the file names for how it ended.
+/// Runs the VM of a checked file, which the hypervisor has `begun` to make, to its end and returns the exit code that the file names for how it ended.
 ///
 /// # Errors
 /// The VM could not be built, or failed: the text names what and why.
-pub fn run(begun: Begun, loaded: Loaded, launch: Launch) -> Result<u8> {
-    let mut vm = build::build(begun, loaded.config, launch.started)?;
+pub fn run<H: Hypervisor>(begun: H::Begun, loaded: Loaded, launch: Launch) -> Result<u8> {
+    let mut vm = build::build::<H>(begun, loaded.config, launch.started)?;
     let result = vm.start().and_then(|ended| match ended {
         Some(ending) => Ok(ending),
         None => vm.serve(),
@@ -203,7 +195,7 @@ fn last_words(debug_port: &DebugPort, wanted: bool) -> Option<String> {
     wanted.then(|| debug_port.tail()).flatten()
 }
 
-impl Vm {
+impl<H: Hypervisor> Vm<H> {
     /// Loads the guest, starts devices, waits for what holds the start, and lets the CPUs run. `Some`: it ended before.
     fn start(&mut self) -> Result<Option<Ending>> {
         self.guest
@@ -343,6 +335,7 @@ impl Vm {
         self.objects.devices.iter().try_for_each(Device::reset)?;
         self.isa.iter().for_each(|isa| isa.0.reset());
         self.hypervisor.reset()?;
+        self.machine.hypervisor_reset()?;
         self.vcpus.for_each(|_, vcpu| vcpu.reset())?;
         self.guest
             .load(&self.machine, &self.hypervisor, &self.vcpus, true)?;

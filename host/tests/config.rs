@@ -165,10 +165,68 @@ fn any_prefix_of_a_good_file_is_read_without_a_panic() {
     let mut accepted = 0;
     for end in (0..=text.len()).filter(|end| text.is_char_boundary(*end)) {
         let file = scene.write("prefix.toml", &text[..end]);
-        match vmm_host::config::load(std::slice::from_ref(&file), &options) {
+        match vmm_host::config::load(
+            std::slice::from_ref(&file),
+            &options,
+            vmm_host::hypervisor::Kind::Kvm,
+        ) {
             Ok(_) => accepted += 1,
             Err(report) => assert!(report.to_string().contains("error"), "{end}: {report}"),
         }
     }
     assert!(accepted > 0, "not even the whole file was accepted");
+}
+
+/// What a VM file says is checked against the hypervisor that is to run it.
+#[test]
+fn bhyve_has_its_own_names_and_memory() {
+    let scene = scene();
+    let options = vmm_host::plugins::search::SearchOptions {
+        flags: vec![scene.path("plugins")],
+        ..Default::default()
+    };
+    let load = |name: &str, more: &str| {
+        let text = format!(
+            "[main]\nname = \"{name}\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\n{more}\n"
+        );
+        let file = scene.write("bhyve.toml", text);
+        let bhyve = vmm_host::hypervisor::Kind::Bhyve;
+        vmm_host::config::load(std::slice::from_ref(&file), &options, bhyve)
+            .map(|loaded| (loaded.config.backing.source, loaded.warnings.to_string()))
+            .map_err(|report| report.to_string())
+    };
+    use vmm_host::hypervisor::backing::Source;
+    for (key, source) in [
+        ("hypervisor = \"bhyve\"", Source::Anonymous),
+        ("hypervisor = \"auto\"", Source::Anonymous),
+        ("use_reservoir = true", Source::Reservoir),
+        ("hugepages = false", Source::Anonymous),
+    ] {
+        let (found, warnings) = load("good", key).unwrap();
+        assert_eq!(found, source, "{key}");
+        assert!(!warnings.contains("warning"), "{key}: {warnings}");
+    }
+    assert!(load(&"n".repeat(127), "").is_ok());
+    for (name, key, expected) in [
+        ("n".repeat(128), "", "a name of at most 127 bytes"),
+        ("a/b".to_owned(), "", "without blanks and `/`"),
+        (
+            "kvm".to_owned(),
+            "hypervisor = \"kvm\"",
+            "kvm is the hypervisor of Linux",
+        ),
+        (
+            "huge".to_owned(),
+            "hugepages = \"2M\"",
+            "`hugepages` in [main]: bhyve makes guest memory itself",
+        ),
+        (
+            "file".to_owned(),
+            "memory_file = \"ram\"",
+            "`memory_file` in [main]: bhyve makes guest memory itself",
+        ),
+    ] {
+        let report = load(&name, key).unwrap_err();
+        assert!(report.contains(expected), "{key}: {report}");
+    }
 }

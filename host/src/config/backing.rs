@@ -1,16 +1,19 @@
-//! Keys of `[main]` that say what guest memory is made of: `hugepages`, `prefault` and `memory_file`.
+//! Keys of `[main]` that say what guest memory is made of: `hugepages`, `prefault`, `memory_file` and `use_reservoir`.
 
 use std::path::PathBuf;
 
 use super::document::Value;
 use super::source::Problems;
 use super::values::{Field, size_text};
+use crate::hypervisor::Kind;
 use crate::hypervisor::backing::{self, Backing, HugePage, Source};
 
-/// Reads them. `memory` is the size of guest memory, if that is known; whether the machine can give it is then checked.
+/// Reads them, for a VM of `hypervisor`. `memory` is the size of guest memory, if that is known; whether the machine can give it is
+/// then checked.
 pub fn read<'a>(
     field: &impl Fn(&'static str) -> Option<Field<'a>>,
     memory: Option<u64>,
+    hypervisor: Kind,
     problems: &mut Problems,
 ) -> Backing {
     let huge = field("hugepages").and_then(|field| hugepages(&field, problems));
@@ -25,6 +28,16 @@ pub fn read<'a>(
             .help("a file on a filesystem of type hugetlbfs has large pages by itself");
         return Backing::default();
     }
+    let reservoir = field("use_reservoir").filter(|field| field.boolean(problems) == Some(true));
+    if hypervisor == Kind::Bhyve {
+        return of_bhyve(field, reservoir.is_some(), prefault, problems);
+    }
+    if let Some(field) = reservoir {
+        problems.warning(
+            field.entry.key,
+            "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
+        );
+    }
     let source = match (huge, file) {
         (Some(size), _) => Source::Huge(size),
         (_, Some(path)) => Source::File(PathBuf::from(path)),
@@ -35,6 +48,32 @@ pub fn read<'a>(
         check(field, &backing, bytes, problems);
     }
     backing
+}
+
+/// The kernel owns the memory of bhyve's VMs: it comes from its reservoir, or from what is free.
+fn of_bhyve<'a>(
+    field: &impl Fn(&'static str) -> Option<Field<'a>>,
+    reservoir: bool,
+    prefault: bool,
+    problems: &mut Problems,
+) -> Backing {
+    for key in ["hugepages", "memory_file"] {
+        if let Some(field) = field(key)
+            && !matches!(field.entry.value, Value::Bool(false))
+        {
+            problems
+                .error(
+                    field.entry.key,
+                    format!("`{key}` in [main]: bhyve makes guest memory itself"),
+                )
+                .help("leave the key out; `use_reservoir = true` takes memory that was set aside for VMs");
+        }
+    }
+    let source = match reservoir {
+        true => Source::Reservoir,
+        false => Source::Anonymous,
+    };
+    Backing { source, prefault }
 }
 
 /// `true`, or a size. 2 MiB is what `true` means on every x86 system.
@@ -72,7 +111,7 @@ fn check<'a>(
     let key = match &backing.source {
         Source::Huge(_) => "hugepages",
         Source::File(_) => "memory_file",
-        Source::Anonymous => "prefault",
+        Source::Anonymous | Source::Reservoir => "prefault",
     };
     if let (Err(why), Some(field)) = (backing::check(backing, bytes), field(key)) {
         problems.error(field.entry.at, format!("`{key}` in [main]: {why:#}"));

@@ -12,11 +12,13 @@ use super::source::{Problems, Span};
 use super::spelling::misspelt;
 use super::values::{Field, refuse_unknown, size_text};
 use super::vm_config::{Boot, DebugConfig, OnFault};
+use crate::hypervisor::Kind;
 use crate::hypervisor::backing::Backing;
 
 /// Keys of `[main]`, the last three of which exist for propolis files.
-pub const KEYS: [&str; 28] = [
+pub const KEYS: [&str; 29] = [
     "name",
+    "hypervisor",
     "cpus",
     "sockets",
     "cores",
@@ -58,6 +60,9 @@ const FILES: [&str; 6] = [
 
 const MIB: u64 = 1 << 20;
 
+/// `VM_MAX_NAMELEN` of vmm_dev.h, without the terminating zero.
+const BHYVE_NAME_MAX: usize = 127;
+
 /// `[main]`, checked. Where a value was refused it holds one that lets the check go on.
 #[derive(Debug)]
 pub struct Main {
@@ -87,11 +92,19 @@ pub fn profile_name(root: &Table) -> &str {
     }
 }
 
-/// Reads the table. `memory_max` is what the machine has, if that is known.
+/// What the VM is to run on.
+#[derive(Clone, Copy, Debug)]
+pub struct HostMachine {
+    pub hypervisor: Kind,
+    /// Bytes of memory, if that is known.
+    pub memory: Option<u64>,
+}
+
+/// Reads the table, for a VM on `host`.
 pub fn read(
     table: &Table,
     at: Span,
-    memory_max: Option<u64>,
+    host: HostMachine,
     profiles: &Profiles,
     problems: &mut Problems,
 ) -> Main {
@@ -114,18 +127,21 @@ pub fn read(
         let names: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();
         field.word(&names, problems);
     }
+    if let Some(field) = field("hypervisor") {
+        hypervisor(&field, host.hypervisor, problems);
+    }
     propolis_keys(&field, problems);
     let byte = |key, problems: &mut Problems| {
         let code = field(key)?.integer(0, 255, problems)?;
         u8::try_from(code).ok()
     };
-    let memory = field("memory").and_then(|field| memory(&field, memory_max, problems));
+    let memory = field("memory").and_then(|field| memory(&field, host.memory, problems));
     Main {
         name: field("name")
-            .and_then(|field| vm_name(&field, problems))
+            .and_then(|field| vm_name(&field, host.hypervisor, problems))
             .unwrap_or_default(),
         cpus: cpus::read(&field, profiles, problems),
-        backing: backing::read(&field, memory, problems),
+        backing: backing::read(&field, memory, host.hypervisor, problems),
         memory_bytes: memory.unwrap_or(MIB),
         debug_port: field("debug_port")
             .and_then(|port| {
@@ -147,9 +163,37 @@ pub fn read(
     }
 }
 
-/// The VM's name, which on illumos is also a file name under /dev/vmm.
-fn vm_name(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+/// "auto" or the hypervisor that this system has.
+fn hypervisor(field: &Field<'_>, there: Kind, problems: &mut Problems) {
+    let names = [Kind::Kvm, Kind::Bhyve].map(Kind::name);
+    let Some(asked) = field.word(&["auto", names[0], names[1]], problems) else {
+        return;
+    };
+    for other in [Kind::Kvm, Kind::Bhyve] {
+        if other != there && other.name() == asked {
+            problems
+                .error(
+                    field.entry.at,
+                    format!(
+                        "`hypervisor` in [main]: {asked} is the hypervisor of {}",
+                        other.system()
+                    ),
+                )
+                .help(format!("\"{}\" and \"auto\" work here", there.name()));
+        }
+    }
+}
+
+/// The VM's name, which with bhyve is also a file name under /dev/vmm.
+fn vm_name(field: &Field<'_>, hypervisor: Kind, problems: &mut Problems) -> Option<String> {
     let name = field.name(problems)?;
+    if hypervisor == Kind::Bhyve && name.len() > BHYVE_NAME_MAX {
+        field.expected(
+            &format!("a name of at most {BHYVE_NAME_MAX} bytes, as bhyve takes them"),
+            problems,
+        );
+        return None;
+    }
     if name
         .chars()
         .any(|c| c == '/' || c.is_control() || c.is_whitespace())
@@ -220,14 +264,6 @@ fn propolis_keys<'a>(field: &impl Fn(&'static str) -> Option<Field<'a>>, problem
     }
     if let Some(field) = field("hv_interface") {
         hv_interface(&field, problems);
-    }
-    if let Some(field) = field("use_reservoir")
-        && field.boolean(problems) == Some(true)
-    {
-        problems.warning(
-            field.entry.key,
-            "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
-        );
     }
 }
 

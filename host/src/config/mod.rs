@@ -38,6 +38,7 @@ use source::{Problems, Report, Severity, Source, Span};
 use spelling::suggestion;
 use values::{Field, refuse_unknown};
 
+use crate::hypervisor::Kind;
 use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::search::{Candidates, Origin, SearchOptions, candidates};
@@ -68,8 +69,12 @@ pub struct Loaded {
 }
 
 /// Reads the VM files at `paths`, each laid over those before it, and checks what they make, with all plugins of the search
-/// path. On an error the report holds every problem of them.
-pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded, Report> {
+/// path, for a VM of `hypervisor`. On an error the report holds every problem of them.
+pub fn load(
+    paths: &[PathBuf],
+    search_options: &SearchOptions,
+    hypervisor: Kind,
+) -> Result<Loaded, Report> {
     let mut problems = Problems::default();
     let mut sources = Vec::new();
     for path in paths {
@@ -92,7 +97,7 @@ pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded,
     let directories = plugin_path(&root, paths, &mut problems);
     let candidates = candidates(search_options.directories(&directories));
     if problems.list.is_empty()
-        && let Some((config, registry)) = check_for_start(&root, &sources, &candidates)
+        && let Some((config, registry)) = check_for_start(&root, &sources, &candidates, hypervisor)
     {
         let warnings = Report::new(title(paths), sources, problems, Vec::new());
         return Ok(Loaded {
@@ -108,7 +113,14 @@ pub fn load(paths: &[PathBuf], search_options: &SearchOptions) -> Result<Loaded,
         false => registry.sharing(),
     };
     refuse_tables(&root, &sharing, &mut problems);
-    let config = check(&root, &sources, &registry, &sharing, &mut problems);
+    let config = check(
+        &root,
+        &sources,
+        &registry,
+        &sharing,
+        hypervisor,
+        &mut problems,
+    );
     drop_consequences(&mut problems, syntax, &sources[..paths.len()]);
 
     let failed = problems.any_error();
@@ -138,13 +150,14 @@ fn check_for_start(
     root: &Table,
     sources: &[Source],
     candidates: &Candidates,
+    hypervisor: Kind,
 ) -> Option<(VmConfig, Registry)> {
     if !candidates.complete() || !only_known_tables(root) {
         return None;
     }
     let registry = Registry::new(candidates.read_for(&names_of_plugins(root)));
     let mut problems = Problems::default();
-    let config = check(root, sources, &registry, &[], &mut problems)?;
+    let config = check(root, sources, &registry, &[], hypervisor, &mut problems)?;
     problems.list.is_empty().then_some((config, registry))
 }
 
@@ -290,6 +303,7 @@ fn check(
     sources: &[Source],
     registry: &Registry,
     sharing: &[BackendEntry],
+    hypervisor: Kind,
     problems: &mut Problems,
 ) -> Option<VmConfig> {
     let profiles = group(root, "cpuid", problems)
@@ -297,8 +311,11 @@ fn check(
         .unwrap_or_default();
     let main = match group(root, "main", problems) {
         Some((table, at)) => {
-            let memory_max = memory_of_machine();
-            Some(main_table::read(table, at, memory_max, &profiles, problems))
+            let host = main_table::HostMachine {
+                hypervisor,
+                memory: memory_of_machine(),
+            };
+            Some(main_table::read(table, at, host, &profiles, problems))
         }
         None => {
             if !root.contains_key("main") {

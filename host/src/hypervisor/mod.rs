@@ -2,7 +2,7 @@
 //! per operating system (`kvm` on Linux, `bhyve` on illumos).
 //!
 //! Nothing outside this folder knows which one runs, and nothing outside it carries `cfg(target_os)`.
-//! The traits are called, never boxed: [`Machine`](self) code uses the alias [`Backend`] that the target selects.
+//! The traits are called, never boxed: code is generic over [`Vm`], and `main` names the [`Backend`] that the target selects.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -32,6 +32,35 @@ pub mod unsupported;
 pub use kvm::KvmVm as Backend;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::UnsupportedVm as Backend;
+
+/// The hypervisors that there are, by the names that `[main] hypervisor` has for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Linux KVM.
+    Kvm,
+    /// illumos bhyve.
+    Bhyve,
+}
+
+impl Kind {
+    /// Its name in VM files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Kvm => "kvm",
+            Kind::Bhyve => "bhyve",
+        }
+    }
+
+    /// The system that has it.
+    #[must_use]
+    pub fn system(self) -> &'static str {
+        match self {
+            Kind::Kvm => "Linux",
+            Kind::Bhyve => "illumos",
+        }
+    }
+}
 
 /// A message signalled interrupt: what a PCI function writes where (PCI 3.0 section 6.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,6 +182,8 @@ pub trait Kick: Send + Sync {
 
 /// One virtual machine with its in-kernel interrupt controllers (two 8259, one I/O APIC, a local APIC per CPU) and PIT.
 pub trait Vm: Send + Sync + Sized + 'static {
+    /// Which one it is.
+    const KIND: Kind;
     /// The vCPU that belongs to it.
     type Vcpu: Vcpu;
     /// A VM that is being made, see [`Vm::begin`].
@@ -275,6 +306,14 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// # Errors
     /// The hypervisor refused.
     fn reset(&self) -> anyhow::Result<()>;
+
+    /// Sets up the CMOS clock and the ACPI PM timer, if the hypervisor has them: the timer's port is `pm_timer`, and the battery-backed
+    /// memory holds `cmos`, each an address and a value. `Ok(false)`: it has none, and the board makes them. Once before the guest
+    /// runs, when the clock is set to the host's, and again after each [`Vm::reset`].
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn start_clocks(&self, pm_timer: u16, cmos: &[(u8, u8)]) -> anyhow::Result<bool>;
 }
 
 /// A route from an eventfd to an interrupt, made by [`Vm::connect_msi`].

@@ -9,7 +9,9 @@ use anyhow::{Result, bail};
 use super::backing::Backing;
 use super::cpuid::CpuidProfile;
 use super::rom::Rom;
-use super::{CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Vcpu, Vm};
+use super::{
+    CpuModel, Doorbell, Exit, ExitHandler, Kick, Kind, Msi, MsiRoute, Registers, Vcpu, Vm,
+};
 use crate::memory::GuestMemory;
 
 /// A VM that can't exist.
@@ -21,6 +23,7 @@ pub struct UnsupportedVm(Infallible);
 pub struct UnsupportedVcpu(Infallible);
 
 impl Vm for UnsupportedVm {
+    const KIND: Kind = Kind::Bhyve;
     type Vcpu = UnsupportedVcpu;
     type Begun = ();
 
@@ -107,6 +110,10 @@ impl Vm for UnsupportedVm {
     }
 
     fn reset(&self) -> Result<()> {
+        match self.0 {}
+    }
+
+    fn start_clocks(&self, _: u16, _: &[(u8, u8)]) -> Result<bool> {
         match self.0 {}
     }
 }

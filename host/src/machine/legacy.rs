@@ -17,10 +17,18 @@ use crate::hypervisor::Vm;
 use crate::memory::GuestMemory;
 use crate::pci::{IrqLines, IrqPin};
 
+/// The CMOS clock.
+enum Clock<V: Vm> {
+    /// The board's own.
+    Board(Arc<Rtc<V>>),
+    /// The hypervisor's, which has the ACPI PM timer too, and what its memory is to hold.
+    Hypervisor(Arc<V>, [(u8, u8); 11]),
+}
+
 /// All of them.
 pub(super) struct Legacy<V: Vm> {
     pub pm: Arc<Pm<V>>,
-    rtc: Arc<Rtc<V>>,
+    clock: Clock<V>,
     latches: Arc<Latches>,
     ps2: Option<Arc<Ps2<V>>>,
 }
@@ -31,6 +39,7 @@ impl<V: Vm> Legacy<V> {
     /// # Errors
     /// A port is taken.
     pub fn new(
+        vm: &Arc<V>,
         buses: &Buses,
         lines: &Arc<IrqLines<V>>,
         memory: &GuestMemory,
@@ -55,8 +64,17 @@ impl<V: Vm> Legacy<V> {
         ];
         claim("power management", &blocks, pm.clone())?;
 
-        let rtc = Arc::new(Rtc::new(pin(rtc::RTC_IRQ)?, memory));
-        claim("the CMOS clock", &[ports(0, rtc::RTC_PORT, 2)], rtc.clone())?;
+        let sizes = rtc::memory_sizes(memory);
+        let clock = if vm.start_clocks(pm::PM_BASE + pm::PM_TIMER, &sizes)? {
+            buses
+                .pio
+                .reserve("the CMOS clock", u64::from(rtc::RTC_PORT), 2)?;
+            Clock::Hypervisor(Arc::clone(vm), sizes)
+        } else {
+            let rtc = Arc::new(Rtc::new(pin(rtc::RTC_IRQ)?, sizes));
+            claim("the CMOS clock", &[ports(0, rtc::RTC_PORT, 2)], rtc.clone())?;
+            Clock::Board(rtc)
+        };
 
         let control = Arc::new(ControlPortA::new(Arc::clone(events)));
         let region = [ports(0, reset::CONTROL_PORT_A, 1)];
@@ -96,7 +114,7 @@ impl<V: Vm> Legacy<V> {
         };
         Ok(Self {
             pm,
-            rtc,
+            clock,
             latches,
             ps2,
         })
@@ -123,10 +141,23 @@ impl<V: Vm> Legacy<V> {
     /// Power-on state, as far as the reset line reaches.
     pub fn reset(&self) {
         self.pm.reset();
-        self.rtc.reset();
+        if let Clock::Board(rtc) = &self.clock {
+            rtc.reset();
+        }
         self.latches.reset();
         if let Some(ps2) = &self.ps2 {
             ps2.reset();
         }
+    }
+
+    /// What is to be done once the hypervisor is at power-on again.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    pub fn hypervisor_reset(&self) -> Result<()> {
+        if let Clock::Hypervisor(vm, sizes) = &self.clock {
+            vm.start_clocks(pm::PM_BASE + pm::PM_TIMER, sizes)?;
+        }
+        Ok(())
     }
 }

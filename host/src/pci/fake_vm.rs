@@ -10,7 +10,7 @@ use crate::hypervisor::backing::Backing;
 use crate::hypervisor::cpuid::{CpuidProfile, Vendor};
 use crate::hypervisor::rom::Rom;
 use crate::hypervisor::{
-    CpuModel, Doorbell, Exit, ExitHandler, Kick, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
+    CpuModel, Doorbell, Exit, ExitHandler, Kick, Kind, Msi, MsiRoute, Registers, Space, Vcpu, Vm,
 };
 use crate::memory::GuestMemory;
 
@@ -74,6 +74,7 @@ impl FakeVm {
 }
 
 impl Vm for FakeVm {
+    const KIND: Kind = Kind::Kvm;
     type Vcpu = NoVcpu;
     type Begun = ();
 
@@ -203,6 +204,10 @@ impl Vm for FakeVm {
 
     fn reset(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn start_clocks(&self, _: u16, _: &[(u8, u8)]) -> Result<bool> {
+        Ok(false)
     }
 }
 

@@ -16,10 +16,10 @@ use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 use super::guest::Images;
 use super::placing::{KernelFiles, Placing};
 use super::watched::Watched;
-use super::{Begun, Mailbox, Message, Objects, Vm, signals};
+use super::{Mailbox, Message, Objects, Vm, signals};
 use crate::config::{BackendConfig, DebugConfig, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
-use crate::hypervisor::{Backend, Vm as _};
+use crate::hypervisor::Vm as Hypervisor;
 use crate::machine::{DebugOutput, DebugPort, Machine};
 use crate::plugins::device::{Description, Device};
 use crate::plugins::instance::{Instance, Shared, Startup};
@@ -32,7 +32,11 @@ use crate::plugins::wiring::Isa;
 use crate::thread;
 use crate::vcpu::VcpuSet;
 
-pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<Vm> {
+pub(super) fn build<H: Hypervisor>(
+    begun: H::Begun,
+    config: VmConfig,
+    started: Instant,
+) -> Result<Vm<H>> {
     let timeline = Arc::new(Timeline::new(started));
     timeline.mark(Mark::ConfigRead);
     let (sender, messages) = channel();
@@ -43,7 +47,7 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
     signals::deliver(&mailbox)?;
     let images = Images::open(&config.boot)?;
     let debug_port = Arc::new(DebugPort::new(debug_output(&config)?));
-    let making = Making::begin(begun, &config, images.kernel())?;
+    let making = Making::<H>::begin(begun, &config, images.kernel())?;
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
@@ -133,16 +137,16 @@ pub(super) fn build(begun: Begun, config: VmConfig, started: Instant) -> Result<
 }
 
 /// The VM on its way, on a thread of its own: the hypervisor mostly waits meanwhile.
-struct Making(JoinHandle<Result<(Backend, Option<Placing>)>>);
+struct Making<H>(JoinHandle<Result<(H, Option<Placing>)>>);
 
-impl Making {
+impl<H: Hypervisor> Making<H> {
     /// Begins. As soon as there is memory, `kernel` is placed in it, on a thread of its own if there is one.
-    fn begin(begun: Begun, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) -> Result<Self> {
+    fn begin(begun: H::Begun, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) -> Result<Self> {
         let (name, bytes) = (config.name.clone(), config.memory_bytes);
         let backing = config.backing.clone();
         let make = move || {
             let mut placing = None;
-            let vm = Backend::create(begun, &name, bytes, &backing, |memory| {
+            let vm = H::create(begun, &name, bytes, &backing, |memory| {
                 placing = kernel.and_then(|files| Placing::begin(files, memory.clone()).ok());
             })?;
             Ok((vm, placing))
@@ -151,7 +155,7 @@ impl Making {
         Ok(Self(thread.context("The system has no thread left")?))
     }
 
-    fn made(self) -> Result<(Backend, Option<Placing>)> {
+    fn made(self) -> Result<(H, Option<Placing>)> {
         self.0
             .join()
             .map_err(|_| anyhow!("The thread that makes the VM has panicked"))?
@@ -273,11 +277,11 @@ fn title(plugin: &Loaded) -> String {
 }
 
 /// Gives a device its place in the machine.
-fn connect(
-    machine: &Machine<Backend>,
+fn connect<H: Hypervisor>(
+    machine: &Machine<H>,
     config: &DeviceConfig,
     device: &Device,
-) -> Result<Option<Arc<Isa<Backend>>>> {
+) -> Result<Option<Arc<Isa<H>>>> {
     let label = config.label();
     match (&device.description, config.pci) {
         (Description::Isa(desc), None) => {

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const HOST: &str = env!("CARGO_BIN_EXE_vmm-host");
-const PLUGINS: [&str; 7] = [
+const PLUGINS: [&str; 8] = [
     "uart",
     "console",
     "virtio-block",
@@ -27,6 +27,7 @@ const PLUGINS: [&str; 7] = [
     "memory",
     "pvpanic",
     "cloudinit",
+    "overlay",
 ];
 
 /// Whether guests can run here. If not, says that `test` is skipped and why.

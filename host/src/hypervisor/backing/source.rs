@@ -27,6 +27,8 @@ pub enum Source {
     Anonymous,
     /// Large pages that the system keeps in reserve.
     Huge(HugePage),
+    /// The reservoir of illumos' vmm driver.
+    Reservoir,
     /// A file that stays.
     File(PathBuf),
 }
@@ -77,7 +79,7 @@ pub struct Opened {
 /// It can't: the text gives the figures and what to do.
 pub fn check(backing: &Backing, bytes: u64) -> Result<()> {
     match &backing.source {
-        Source::Anonymous => {}
+        Source::Anonymous | Source::Reservoir => {}
         Source::Huge(size) => check_huge(*size, bytes)?,
         Source::File(path) => check_file(path, bytes)?,
     }
@@ -96,6 +98,7 @@ pub fn open(backing: &Backing, bytes: u64) -> Result<Opened> {
     check(backing, bytes)?;
     let (fd, align) = match &backing.source {
         Source::Anonymous => (None, ALIGNMENT),
+        Source::Reservoir => bail!("Only bhyve has a reservoir"),
         Source::Huge(size) => (Some(huge_file(*size, bytes)?), size.bytes() as usize),
         Source::File(path) => (Some(named_file(path, bytes)?), ALIGNMENT),
     };

@@ -35,7 +35,7 @@ use super::cpuid::CpuidProfile;
 use super::msr::UnknownMsrs;
 use super::rom::Rom;
 use super::topology::APIC_ID_MAX;
-use super::{CpuModel, Doorbell, Msi, MsiRoute, Space, Vm};
+use super::{CpuModel, Doorbell, Kind, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
 use crate::thread;
 use routing::Routing;
@@ -70,6 +70,7 @@ pub struct KvmVm {
 }
 
 impl Vm for KvmVm {
+    const KIND: Kind = Kind::Kvm;
     type Vcpu = KvmVcpu;
     type Begun = KvmBegun;
 
@@ -238,6 +239,10 @@ impl Vm for KvmVm {
 
     fn reset(&self) -> Result<()> {
         power_on::reset_chips(&self.fd)
+    }
+
+    fn start_clocks(&self, _: u16, _: &[(u8, u8)]) -> Result<bool> {
+        Ok(false)
     }
 }
 

@@ -61,7 +61,7 @@ fn host_clock() -> i64 {
 
 /// How PC firmware learns of memory: addresses and values of the bytes that tell its size below 640 KiB, above 1 MiB (twice),
 /// above 16 MiB and above 4 GiB, each low byte first, in KiB or units of 64 KiB, as far as they can count.
-fn memory_sizes(memory: &GuestMemory) -> [(u8, u8); 11] {
+pub(super) fn memory_sizes(memory: &GuestMemory) -> [(u8, u8); 11] {
     let (low, high) = (memory.low_end(), memory.high_end().unwrap_or(HIGH_START));
     let capped = |bytes: u64, unit: u64| u16::try_from(bytes / unit).unwrap_or(u16::MAX);
     let [base_0, base_1] = capped(low.min(640 << 10), 1 << 10).to_le_bytes();
@@ -85,8 +85,8 @@ fn memory_sizes(memory: &GuestMemory) -> [(u8, u8); 11] {
 }
 
 impl<V: Vm> Rtc<V> {
-    /// A clock that interrupts by `pin`, in a machine with this memory.
-    pub(super) fn new(pin: IrqPin<V>, memory: &GuestMemory) -> Self {
+    /// A clock that interrupts by `pin`, in a machine of these [`memory_sizes`].
+    pub(super) fn new(pin: IrqPin<V>, sizes: [(u8, u8); 11]) -> Self {
         let state = State {
             registers: Registers::new(host_clock()),
             ticking: false,
@@ -100,7 +100,7 @@ impl<V: Vm> Rtc<V> {
                 state: Mutex::new(state),
                 changed: Condvar::new(),
             }),
-            sizes: memory_sizes(memory),
+            sizes,
         };
         this.reset();
         this

@@ -13,7 +13,7 @@ const START: i64 = 1_709_164_798 * SECOND;
 fn clock() -> (Arc<FakeVm>, Rtc<FakeVm>) {
     let vm = Arc::new(FakeVm::default());
     let pin = IrqLines::new(Arc::clone(&vm)).pin(RTC_IRQ.into()).unwrap();
-    let rtc = Rtc::new(pin, vm.memory());
+    let rtc = Rtc::new(pin, memory_sizes(vm.memory()));
     (vm, rtc)
 }
 
@@ -270,7 +270,7 @@ fn memory_sizes_are_there_and_come_back() {
     ] {
         let vm = Arc::new(FakeVm::default());
         let pin = IrqLines::new(vm).pin(RTC_IRQ.into()).unwrap();
-        let rtc = Rtc::new(pin, &GuestMemory::new(mib << 20).unwrap());
+        let rtc = Rtc::new(pin, memory_sizes(&GuestMemory::new(mib << 20).unwrap()));
         let sizes = || {
             [
                 0x15, 0x16, 0x17, 0x18, 0x30, 0x31, 0x34, 0x35, 0x5b, 0x5c, 0x5d,
