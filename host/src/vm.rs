@@ -144,7 +144,8 @@ pub struct Launch {
     pub statistics: bool,
 }
 
-/// Runs the VM of a checked file, which the hypervisor has `begun` to make, to its end and returns the exit code that the file names for how it ended.
+/// Runs the VM of a checked file, which the hypervisor has `begun` to make, to its end and returns the exit code that the
+/// file names for how it ended.
 ///
 /// # Errors
 /// The VM could not be built, or failed: the text names what and why.
@@ -335,7 +336,7 @@ impl<H: Hypervisor> Vm<H> {
         self.objects.devices.iter().try_for_each(Device::reset)?;
         self.isa.iter().for_each(|isa| isa.0.reset());
         self.hypervisor.reset()?;
-        self.machine.hypervisor_reset()?;
+        self.machine.restart_clocks()?;
         self.vcpus.for_each(|_, vcpu| vcpu.reset())?;
         self.guest
             .load(&self.machine, &self.hypervisor, &self.vcpus, true)?;

@@ -8,6 +8,8 @@
 mod fixture;
 
 use std::path::{Path, PathBuf};
+use vmm_host::hypervisor::Kind;
+use vmm_host::hypervisor::backing::Source;
 
 use fixture::{Scene, plugin};
 
@@ -165,11 +167,7 @@ fn any_prefix_of_a_good_file_is_read_without_a_panic() {
     let mut accepted = 0;
     for end in (0..=text.len()).filter(|end| text.is_char_boundary(*end)) {
         let file = scene.write("prefix.toml", &text[..end]);
-        match vmm_host::config::load(
-            std::slice::from_ref(&file),
-            &options,
-            vmm_host::hypervisor::Kind::Kvm,
-        ) {
+        match vmm_host::config::load(std::slice::from_ref(&file), &options, Kind::Kvm) {
             Ok(_) => accepted += 1,
             Err(report) => assert!(report.to_string().contains("error"), "{end}: {report}"),
         }
@@ -190,12 +188,10 @@ fn bhyve_has_its_own_names_and_memory() {
             "[main]\nname = \"{name}\"\ncpus = 1\nmemory = 64\nkernel = \"builtin:selftest\"\n{more}\n"
         );
         let file = scene.write("bhyve.toml", text);
-        let bhyve = vmm_host::hypervisor::Kind::Bhyve;
-        vmm_host::config::load(std::slice::from_ref(&file), &options, bhyve)
+        vmm_host::config::load(std::slice::from_ref(&file), &options, Kind::Bhyve)
             .map(|loaded| (loaded.config.backing.source, loaded.warnings.to_string()))
             .map_err(|report| report.to_string())
     };
-    use vmm_host::hypervisor::backing::Source;
     for (key, source) in [
         ("hypervisor = \"bhyve\"", Source::Anonymous),
         ("hypervisor = \"auto\"", Source::Anonymous),
@@ -224,6 +220,11 @@ fn bhyve_has_its_own_names_and_memory() {
             "file".to_owned(),
             "memory_file = \"ram\"",
             "`memory_file` in [main]: bhyve makes guest memory itself",
+        ),
+        (
+            "both".to_owned(),
+            "hugepages = true\nmemory_file = \"ram\"",
+            "`hugepages` in [main]: bhyve makes guest memory itself",
         ),
     ] {
         let report = load(&name, key).unwrap_err();

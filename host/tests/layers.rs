@@ -6,6 +6,7 @@ mod fixture;
 mod run;
 
 use std::path::Path;
+use vmm_host::hypervisor::Kind;
 
 use fixture::Scene;
 
@@ -39,8 +40,8 @@ fn options(scene: &Scene, files: &[&str]) -> (String, String) {
         flags: vec![scene.path("plugins")],
         ..Default::default()
     };
-    let loaded = vmm_host::config::load(&paths, &search, vmm_host::hypervisor::Kind::Kvm)
-        .unwrap_or_else(|r| panic!("{r}"));
+    let loaded =
+        vmm_host::config::load(&paths, &search, Kind::Kvm).unwrap_or_else(|r| panic!("{r}"));
     let text = |options: &[(String, vmm_host::plugins::schema::OptionValue)]| {
         let all: Vec<_> = options.iter().map(|(k, v)| format!("{k}={v}")).collect();
         all.join(" ")

@@ -9,6 +9,7 @@
 mod fixture;
 
 use std::path::Path;
+use vmm_host::hypervisor::Kind;
 
 use fixture::Scene;
 
@@ -161,12 +162,8 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
         "vm.toml",
         format!("{MAIN}{disks}[seedling]\nuser-data = \"hello\"\n"),
     );
-    let loaded = vmm_host::config::load(
-        std::slice::from_ref(&file),
-        &options,
-        vmm_host::hypervisor::Kind::Kvm,
-    )
-    .unwrap_or_else(|report| panic!("{report}"));
+    let loaded = vmm_host::config::load(std::slice::from_ref(&file), &options, Kind::Kvm)
+        .unwrap_or_else(|report| panic!("{report}"));
     let given: Vec<String> = loaded
         .config
         .backends
@@ -183,13 +180,9 @@ fn a_shared_table_reaches_each_backend_of_its_type() {
     assert_eq!(given, expected);
 
     let file = scene.write("vm.toml", format!("{MAIN}{disks}"));
-    let report = vmm_host::config::load(
-        std::slice::from_ref(&file),
-        &options,
-        vmm_host::hypervisor::Kind::Kvm,
-    )
-    .unwrap_err()
-    .to_string();
+    let report = vmm_host::config::load(std::slice::from_ref(&file), &options, Kind::Kvm)
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         report.matches("needs a table [seedling]").count(),
         2,

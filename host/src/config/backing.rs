@@ -19,6 +19,27 @@ pub fn read<'a>(
     let huge = field("hugepages").and_then(|field| hugepages(&field, problems));
     let file = field("memory_file").and_then(|field| field.name(problems));
     let prefault = field("prefault").and_then(|field| field.boolean(problems)) == Some(true);
+    let reservoir = field("use_reservoir").filter(|field| field.boolean(problems) == Some(true));
+    if hypervisor.makes_memory() {
+        let refused = [
+            field("hugepages").filter(|_| huge.is_some()),
+            field("memory_file"),
+        ];
+        for field in refused.into_iter().flatten() {
+            refuse(&field, hypervisor, problems);
+        }
+        let source = match reservoir {
+            Some(_) => Source::Reservoir,
+            None => Source::Anonymous,
+        };
+        return Backing { source, prefault };
+    }
+    if let Some(field) = reservoir {
+        problems.warning(
+            field.entry.key,
+            "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
+        );
+    }
     if let (Some(_), Some(_), Some(field)) = (huge, file, field("memory_file")) {
         problems
             .error(
@@ -27,16 +48,6 @@ pub fn read<'a>(
             )
             .help("a file on a filesystem of type hugetlbfs has large pages by itself");
         return Backing::default();
-    }
-    let reservoir = field("use_reservoir").filter(|field| field.boolean(problems) == Some(true));
-    if hypervisor == Kind::Bhyve {
-        return of_bhyve(field, reservoir.is_some(), prefault, problems);
-    }
-    if let Some(field) = reservoir {
-        problems.warning(
-            field.entry.key,
-            "`use_reservoir` in [main] has no effect: memory comes from the system, not from a reservoir",
-        );
     }
     let source = match (huge, file) {
         (Some(size), _) => Source::Huge(size),
@@ -50,30 +61,15 @@ pub fn read<'a>(
     backing
 }
 
-/// The kernel owns the memory of bhyve's VMs: it comes from its reservoir, or from what is free.
-fn of_bhyve<'a>(
-    field: &impl Fn(&'static str) -> Option<Field<'a>>,
-    reservoir: bool,
-    prefault: bool,
-    problems: &mut Problems,
-) -> Backing {
-    for key in ["hugepages", "memory_file"] {
-        if let Some(field) = field(key)
-            && !matches!(field.entry.value, Value::Bool(false))
-        {
-            problems
-                .error(
-                    field.entry.key,
-                    format!("`{key}` in [main]: bhyve makes guest memory itself"),
-                )
-                .help("leave the key out; `use_reservoir = true` takes memory that was set aside for VMs");
-        }
-    }
-    let source = match reservoir {
-        true => Source::Reservoir,
-        false => Source::Anonymous,
-    };
-    Backing { source, prefault }
+/// What asks for memory of another kind than the hypervisor makes.
+fn refuse(field: &Field<'_>, hypervisor: Kind, problems: &mut Problems) {
+    let (key, name) = (field.name, hypervisor.name());
+    problems
+        .error(
+            field.entry.key,
+            format!("`{key}` in [main]: {name} makes guest memory itself"),
+        )
+        .help("leave the key out; `use_reservoir = true` takes memory that was set aside for VMs");
 }
 
 /// `true`, or a size. 2 MiB is what `true` means on every x86 system.

@@ -15,7 +15,7 @@ use super::vm_config::{Boot, DebugConfig, OnFault};
 use crate::hypervisor::Kind;
 use crate::hypervisor::backing::Backing;
 
-/// Keys of `[main]`, the last three of which exist for propolis files.
+/// Keys of `[main]`, the last two of which exist for propolis files.
 pub const KEYS: [&str; 29] = [
     "name",
     "hypervisor",
@@ -30,6 +30,7 @@ pub const KEYS: [&str; 29] = [
     "hugepages",
     "prefault",
     "memory_file",
+    "use_reservoir",
     "kernel",
     "initrd",
     "cmdline",
@@ -43,7 +44,6 @@ pub const KEYS: [&str; 29] = [
     "bootrom_vars",
     "bootrom_vars_template",
     "boot_order",
-    "use_reservoir",
     "acpi_variant",
     "hv_interface",
 ];
@@ -59,9 +59,6 @@ const FILES: [&str; 6] = [
 ];
 
 const MIB: u64 = 1 << 20;
-
-/// `VM_MAX_NAMELEN` of vmm_dev.h, without the terminating zero.
-const BHYVE_NAME_MAX: usize = 127;
 
 /// `[main]`, checked. Where a value was refused it holds one that lets the check go on.
 #[derive(Debug)]
@@ -165,33 +162,31 @@ pub fn read(
 
 /// "auto" or the hypervisor that this system has.
 fn hypervisor(field: &Field<'_>, there: Kind, problems: &mut Problems) {
-    let names = [Kind::Kvm, Kind::Bhyve].map(Kind::name);
-    let Some(asked) = field.word(&["auto", names[0], names[1]], problems) else {
-        return;
-    };
-    for other in [Kind::Kvm, Kind::Bhyve] {
-        if other != there && other.name() == asked {
-            problems
-                .error(
-                    field.entry.at,
-                    format!(
-                        "`hypervisor` in [main]: {asked} is the hypervisor of {}",
-                        other.system()
-                    ),
-                )
-                .help(format!("\"{}\" and \"auto\" work here", there.name()));
-        }
+    let [first, second] = Kind::ALL.map(Kind::name);
+    let asked = field.word(&["auto", first, second], problems);
+    let asked = Kind::ALL
+        .into_iter()
+        .find(|kind| asked == Some(kind.name()));
+    if let Some(other) = asked.filter(|kind| *kind != there) {
+        let (name, system) = (other.name(), other.system());
+        problems
+            .error(
+                field.entry.at,
+                format!("`hypervisor` in [main]: {name} is the hypervisor of {system}"),
+            )
+            .help(format!("\"{}\" and \"auto\" work here", there.name()));
     }
 }
 
-/// The VM's name, which with bhyve is also a file name under /dev/vmm.
+/// The VM's name.
 fn vm_name(field: &Field<'_>, hypervisor: Kind, problems: &mut Problems) -> Option<String> {
     let name = field.name(problems)?;
-    if hypervisor == Kind::Bhyve && name.len() > BHYVE_NAME_MAX {
-        field.expected(
-            &format!("a name of at most {BHYVE_NAME_MAX} bytes, as bhyve takes them"),
-            problems,
+    if let Some(max) = hypervisor.name_max().filter(|max| name.len() > *max) {
+        let expected = format!(
+            "a name of at most {max} bytes, as {} takes",
+            hypervisor.name()
         );
+        field.expected(&expected, problems);
         return None;
     }
     if name

@@ -1,7 +1,8 @@
 //! The machine underneath: one pair of traits, [`Vm`] and [`Vcpu`], in guest terms, and an implementation
 //! per operating system (`kvm` on Linux, `bhyve` on illumos).
 //!
-//! Nothing outside this folder knows which one runs, and nothing outside it carries `cfg(target_os)`.
+//! Nothing outside this folder asks which one runs, but for the check of what a VM file calls it, and nothing outside it carries
+//! `cfg(target_os)`.
 //! The traits are called, never boxed: code is generic over [`Vm`], and `main` names the [`Backend`] that the target selects.
 
 use std::os::fd::BorrowedFd;
@@ -43,6 +44,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Kvm, Self::Bhyve];
+
     /// Its name in VM files.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -59,6 +63,21 @@ impl Kind {
             Kind::Kvm => "Linux",
             Kind::Bhyve => "illumos",
         }
+    }
+
+    /// The longest name of a VM in bytes, if it has a limit: with bhyve, names are those of nodes below `/dev/vmm`.
+    #[must_use]
+    pub fn name_max(self) -> Option<usize> {
+        match self {
+            Kind::Kvm => None,
+            Kind::Bhyve => Some(bhyve::abi::VM_MAX_NAMELEN - 1),
+        }
+    }
+
+    /// Whether it makes guest memory itself, of what its kernel keeps for VMs or has free.
+    #[must_use]
+    pub fn makes_memory(self) -> bool {
+        self == Kind::Bhyve
     }
 }
 

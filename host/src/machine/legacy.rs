@@ -17,18 +17,16 @@ use crate::hypervisor::Vm;
 use crate::memory::GuestMemory;
 use crate::pci::{IrqLines, IrqPin};
 
-/// The CMOS clock.
-enum Clock<V: Vm> {
-    /// The board's own.
-    Board(Arc<Rtc<V>>),
-    /// The hypervisor's, which has the ACPI PM timer too, and what its memory is to hold.
-    Hypervisor(Arc<V>, [(u8, u8); 11]),
-}
+/// Where the ACPI PM timer is, whoever makes it.
+const PM_TIMER_PORT: u16 = pm::PM_BASE + pm::PM_TIMER;
 
 /// All of them.
 pub(super) struct Legacy<V: Vm> {
     pub pm: Arc<Pm<V>>,
-    clock: Clock<V>,
+    /// None if the hypervisor has a CMOS clock.
+    rtc: Option<Arc<Rtc<V>>>,
+    /// What the CMOS memory holds at power-on.
+    memory_sizes: [(u8, u8); 11],
     latches: Arc<Latches>,
     ps2: Option<Arc<Ps2<V>>>,
 }
@@ -39,7 +37,7 @@ impl<V: Vm> Legacy<V> {
     /// # Errors
     /// A port is taken.
     pub fn new(
-        vm: &Arc<V>,
+        vm: &V,
         buses: &Buses,
         lines: &Arc<IrqLines<V>>,
         memory: &GuestMemory,
@@ -64,16 +62,15 @@ impl<V: Vm> Legacy<V> {
         ];
         claim("power management", &blocks, pm.clone())?;
 
-        let sizes = rtc::memory_sizes(memory);
-        let clock = if vm.start_clocks(pm::PM_BASE + pm::PM_TIMER, &sizes)? {
-            buses
-                .pio
-                .reserve("the CMOS clock", u64::from(rtc::RTC_PORT), 2)?;
-            Clock::Hypervisor(Arc::clone(vm), sizes)
+        let memory_sizes = rtc::memory_sizes(memory);
+        let owner = "the CMOS clock";
+        let rtc = if vm.start_clocks(PM_TIMER_PORT, &memory_sizes)? {
+            buses.pio.reserve(owner, rtc::RTC_PORT.into(), 2)?;
+            None
         } else {
-            let rtc = Arc::new(Rtc::new(pin(rtc::RTC_IRQ)?, sizes));
-            claim("the CMOS clock", &[ports(0, rtc::RTC_PORT, 2)], rtc.clone())?;
-            Clock::Board(rtc)
+            let rtc = Arc::new(Rtc::new(pin(rtc::RTC_IRQ)?, memory_sizes));
+            claim(owner, &[ports(0, rtc::RTC_PORT, 2)], rtc.clone())?;
+            Some(rtc)
         };
 
         let control = Arc::new(ControlPortA::new(Arc::clone(events)));
@@ -114,7 +111,8 @@ impl<V: Vm> Legacy<V> {
         };
         Ok(Self {
             pm,
-            clock,
+            rtc,
+            memory_sizes,
             latches,
             ps2,
         })
@@ -141,7 +139,7 @@ impl<V: Vm> Legacy<V> {
     /// Power-on state, as far as the reset line reaches.
     pub fn reset(&self) {
         self.pm.reset();
-        if let Clock::Board(rtc) = &self.clock {
+        if let Some(rtc) = &self.rtc {
             rtc.reset();
         }
         self.latches.reset();
@@ -150,14 +148,11 @@ impl<V: Vm> Legacy<V> {
         }
     }
 
-    /// What is to be done once the hypervisor is at power-on again.
+    /// Starts the hypervisor's clocks again, if it has them.
     ///
     /// # Errors
     /// The hypervisor refused.
-    pub fn hypervisor_reset(&self) -> Result<()> {
-        if let Clock::Hypervisor(vm, sizes) = &self.clock {
-            vm.start_clocks(pm::PM_BASE + pm::PM_TIMER, sizes)?;
-        }
-        Ok(())
+    pub fn restart_clocks(&self, vm: &V) -> Result<()> {
+        vm.start_clocks(PM_TIMER_PORT, &self.memory_sizes).map(drop)
     }
 }

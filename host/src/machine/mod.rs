@@ -166,7 +166,7 @@ impl<V: Vm> Machine<V> {
         )?;
         let ports = [IsaRegion::ports_at(0, CONFIG_PORTS, CONFIG_PORTS_LEN)];
         claim("PCI configuration ports", &ports, config_ports.clone())?;
-        let legacy = Legacy::new(&vm, &buses, &lines, memory, board, debug_port, &events)?;
+        let legacy = Legacy::new(&*vm, &buses, &lines, memory, board, debug_port, &events)?;
         // The host bridge is what makes a guest believe in the configuration ports.
         let functions = if board.legacy { usize::MAX } else { 1 };
         for function in i440fx::functions().into_iter().take(functions) {
@@ -445,12 +445,12 @@ impl<V: Vm> Machine<V> {
         }
     }
 
-    /// Puts the board's part of what the hypervisor has back as well: after each [`Vm::reset`].
+    /// Starts the hypervisor's clocks again, if it has them: after each [`Vm::reset`].
     ///
     /// # Errors
     /// The hypervisor refused.
-    pub fn hypervisor_reset(&self) -> Result<()> {
-        self.legacy.hypervisor_reset()
+    pub fn restart_clocks(&self) -> Result<()> {
+        self.legacy.restart_clocks(&self.vm)
     }
 
     /// Presses the power button. Returns whether the guest listens to it.

@@ -21,7 +21,11 @@ impl Fixture {
     }
 
     fn with(board: Board) -> Self {
-        let vm = Arc::new(FakeVm::default());
+        Self::on(FakeVm::default(), board)
+    }
+
+    fn on(vm: FakeVm, board: Board) -> Self {
+        let vm = Arc::new(vm);
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&events);
         let sender: EventSender = Arc::new(move |event| sink.lock().unwrap().push(event));
@@ -543,4 +547,26 @@ fn any_access_to_the_board_is_survived() {
             .windows(2)
             .all(|pair| pair[0].1 < pair[1].0)
     );
+}
+
+#[test]
+fn a_hypervisor_may_have_the_clocks() {
+    let vm = FakeVm::default();
+    vm.seen.lock().unwrap().has_clocks = true;
+    let mut fixture = Fixture::on(vm, Board::default());
+    assert_eq!(fixture.io.pio_read(0x71, 1), 0xff, "the board has none");
+    let error = fixture.machine.add_isa("com9", &com(0x70, 4), &still());
+    let error = format!("{:#}", error.err().unwrap());
+    assert!(error.contains("the CMOS clock"), "{error}");
+
+    fixture.machine.reset();
+    fixture.machine.restart_clocks().unwrap();
+    let seen = fixture.vm.seen.lock().unwrap();
+    // 640 KiB below 1 MiB, at each start.
+    let [first, again] = &seen.clock_starts[..] else {
+        panic!("{:?}", seen.clock_starts)
+    };
+    assert_eq!(first, again);
+    assert_eq!(first.0, pm::PM_BASE + pm::PM_TIMER);
+    assert!(first.1.contains(&(0x15, 0x80)) && first.1.contains(&(0x16, 0x02)));
 }

@@ -32,6 +32,9 @@ pub struct Seen {
     pub refuse_msi: bool,
     pub refuse_doorbells: bool,
     pub without_doorbells: bool,
+    pub has_clocks: bool,
+    /// Port of the PM timer, and what the CMOS memory was given.
+    pub clock_starts: Vec<(u16, Vec<(u8, u8)>)>,
 }
 
 pub struct FakeVm {
@@ -206,8 +209,10 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn start_clocks(&self, _: u16, _: &[(u8, u8)]) -> Result<bool> {
-        Ok(false)
+    fn start_clocks(&self, pm_timer: u16, cmos: &[(u8, u8)]) -> Result<bool> {
+        let mut seen = self.seen.lock().unwrap();
+        seen.clock_starts.push((pm_timer, cmos.to_vec()));
+        Ok(seen.has_clocks)
     }
 }
 

@@ -43,7 +43,8 @@ pub const VERSION_KNOWN: i32 = 18;
 /// Bytes of names, the terminating zero included.
 pub const VM_MAX_NAMELEN: usize = 128;
 
-// Requests. Those whose argument is a number take it in place of the pointer: see `takes_number`.
+// Requests. Some take a number in the pointer's place: VM_PMTMR_LOCATE (port), VM_SET_AUTODESTRUCT (0 or 1), VM_VCPU_BARRIER (vCPU).
+
 // On `/dev/vmmctl`.
 pub const VMM_CREATE_VM: i32 = 0x56_4d01;
 pub const VMM_DESTROY_VM: i32 = 0x56_4d02;
@@ -127,23 +128,6 @@ pub const VM_DESTROY_PENDING: i32 = 0x76_6d26;
 pub const VM_VCPU_BARRIER: i32 = 0x76_6d27;
 pub const VM_NPT_OPERATION: i32 = 0x76_6d28;
 pub const VM_DEVMEM_GETOFFSET: i32 = 0x76_6dff;
-
-/// Whether `request` takes no argument, or a number in the pointer's place.
-#[must_use]
-pub fn takes_number(request: i32) -> bool {
-    matches!(
-        request,
-        VMM_INTERFACE_VERSION
-            | VMM_CHECK_IOMMU
-            | VM_PMTMR_LOCATE
-            | VM_PAUSE
-            | VM_RESUME
-            | VM_SET_AUTODESTRUCT
-            | VM_DESTROY_SELF
-            | VM_DESTROY_PENDING
-            | VM_VCPU_BARRIER
-    )
-}
 
 // `vm_create_req.flags`.
 pub const VCF_RESERVOIR_MEM: u64 = 1;
