@@ -13,7 +13,7 @@ use vmm_plugin_api::abi::block::{
 use vmm_plugin_api::{BlockInfo, BlockOp, GuestSlice, Result};
 
 use crate::mapped::Mapped;
-use crate::open::open_locked;
+use crate::open::open_disk;
 use crate::size::{self, Extent};
 use crate::system;
 use crate::transfer::{Direction, bounced, transfer};
@@ -66,6 +66,8 @@ pub struct Image {
     mapped: Option<Mapped>,
     /// It had a name when it was opened.
     named: bool,
+    /// The device's cache keeps writes only for as long as this is open.
+    write_through: bool,
     /// A flush has failed: the kernel has dropped the pages it could not write, and would call the next flush a success. Or the file
     /// has lost its end.
     flush_failed: AtomicBool,
@@ -82,7 +84,7 @@ impl Image {
             block.is_power_of_two() && (512..=65536).contains(&block),
             "`block_size` is {block}; use a power of two from 512 to 65536"
         );
-        let (file, is_device) = open_locked(path, settings.read_only, settings.direct)?;
+        let (file, is_device) = open_disk(path, settings.read_only, settings.direct)?;
         let (logical, physical) = block_sizes(&file, is_device)?;
         ensure!(
             block.is_multiple_of(logical),
@@ -103,7 +105,7 @@ impl Image {
             size::grow(&file, path, kind, wanted)?;
         }
         let bytes = size::whole(&file, path, block)?;
-        let direct = if settings.direct {
+        let direct = if settings.direct || system::is_raw(file.as_fd()) {
             Some(direct_alignment(file.as_fd(), path, block)?)
         } else {
             None
@@ -132,6 +134,8 @@ impl Image {
             max_discard: if settings.read_only { 0 } else { MAX_DISCARD },
         };
         let in_memory = !is_device && system::in_memory(file.as_fd());
+        // The guest flushes what has to last.
+        let write_through = !settings.read_only && system::write_back(file.as_fd());
         let through_cache = in_memory && direct.is_none();
         Ok(Self {
             in_memory,
@@ -144,6 +148,7 @@ impl Image {
             direct,
             discard,
             named: true,
+            write_through,
             flush_failed: AtomicBool::new(false),
         })
     }
@@ -182,6 +187,7 @@ impl Image {
             info,
             extent: Extent::new(bytes),
             skip_flush,
+            write_through: false,
             direct: None,
             discard,
             flush_failed: AtomicBool::new(false),
@@ -258,7 +264,7 @@ impl Image {
                 code => code,
             },
             BlockOp::Flush => self.flush(),
-            BlockOp::Discard => system::punch(self.fd(), offset, len),
+            BlockOp::Discard => system::discard(self.fd(), offset, len),
             BlockOp::WriteZeroes { unmap } => self.write_zeroes(offset, len, unmap),
         };
         if let Some(mapped) = &self.mapped {
@@ -293,7 +299,7 @@ impl Image {
             return 0;
         }
         let code = loop {
-            match rustix::fs::fdatasync(self.fd()) {
+            match system::flush(self.fd()) {
                 Ok(()) => break 0,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => break -error.raw_os_error(),
@@ -381,6 +387,9 @@ fn direct_alignment(file: BorrowedFd<'_>, path: &Path, block: u32) -> Result<usi
 
 impl Drop for Image {
     fn drop(&mut self) {
+        if self.write_through {
+            system::write_through(self.fd());
+        }
         if self.named && self.info.features & BLOCK_READ_ONLY == 0 {
             tell_if_deleted(&self.file, &self.path);
         }

@@ -32,10 +32,12 @@ mod unmapped;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 use unmapped as mapped;
 
-#[cfg(not(target_os = "linux"))]
-mod portable;
-#[cfg(not(target_os = "linux"))]
-use portable as system;
+#[cfg(any(target_os = "illumos", test))]
+mod dkio;
+#[cfg(target_os = "illumos")]
+mod illumos;
+#[cfg(target_os = "illumos")]
+use illumos as system;
 
 pub use image::{Image, MAX_DISCARD, MAX_SEGMENTS, Settings};
 pub use lock::take_lock;
@@ -45,6 +47,6 @@ pub use pinned::Pinned;
 pub use pool::{Perform, Pool, Threads};
 pub use queue::{FileQueue, Job};
 pub use size::Extent;
-pub use system::{can_punch, in_memory, punch};
+pub use system::{can_punch, flush, in_memory, punch};
 pub use transfer::{Direction, read_cached, transfer};
 pub use vanished::{cut_short, tell_if_deleted};

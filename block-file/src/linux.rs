@@ -1,9 +1,13 @@
 //! What Linux adds to POSIX: direct I/O, holes, the block sizes of devices.
 
-use std::os::fd::BorrowedFd;
+use std::fs::FileType;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
-use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fallocate, fstatfs, statx};
-use vmm_plugin_api::Result;
+use rustix::fs::{
+    AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, StatxFlags, fallocate, fstatfs, statx,
+};
 
 /// `linux/magic.h`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -12,9 +16,27 @@ const RAMFS_MAGIC: u64 = 0x8584_58f6;
 /// `STATX_DIOALIGN` of statx(2), since Linux 6.1.
 const DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
 
-/// Flags for open that bypass the page cache.
-pub fn direct_flags() -> Result<OFlags> {
-    Ok(OFlags::DIRECT)
+/// Whether a file of this kind may hold a disk.
+pub fn may_be_disk(kind: FileType) -> bool {
+    kind.is_block_device()
+}
+
+/// Disks are block devices here.
+pub fn is_raw(_file: BorrowedFd<'_>) -> bool {
+    false
+}
+
+/// Opens a file, with `direct` so that transfers bypass the page cache.
+///
+/// # Errors
+/// As open(2); `INVAL`: the filesystem has no direct I/O.
+pub fn open(path: &Path, flags: OFlags, direct: bool) -> rustix::io::Result<OwnedFd> {
+    let how = if direct {
+        OFlags::DIRECT
+    } else {
+        OFlags::empty()
+    };
+    rustix::fs::open(path, flags | how, Mode::empty())
 }
 
 /// Alignment of addresses and of offsets for direct I/O, if the kernel tells.
@@ -32,6 +54,24 @@ pub fn device_blocks(file: BorrowedFd<'_>) -> Option<(u32, u32)> {
         rustix::fs::ioctl_blkpbszget(file).unwrap_or(logical),
     ))
 }
+
+/// Bytes in the file or device.
+pub fn bytes(file: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    rustix::fs::seek(file, SeekFrom::End(0))
+}
+
+/// Waits until what has been written is on stable storage.
+pub fn flush(file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::fs::fdatasync(file)
+}
+
+/// Writes go to the page cache, and to a device's own as its driver decides.
+pub fn write_back(_file: BorrowedFd<'_>) -> bool {
+    false
+}
+
+/// Never called: [`write_back`] changes nothing.
+pub fn write_through(_file: BorrowedFd<'_>) {}
 
 /// Whether the file lives in memory, so that nothing waits for it.
 pub fn in_memory(file: BorrowedFd<'_>) -> bool {
@@ -55,9 +95,14 @@ pub fn zero_mode() -> FallocateFlags {
     FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
 }
 
-/// Frees the range. 0 or `-errno`.
+/// Frees the range, which then reads as zero. 0 or `-errno`.
 pub fn punch(file: BorrowedFd<'_>, offset: u64, len: u64) -> i32 {
     allocate(file, punch_mode(), offset, len)
+}
+
+/// Frees the range. 0 or `-errno`. The kernel zeroes what it frees.
+pub fn discard(file: BorrowedFd<'_>, offset: u64, len: u64) -> i32 {
+    punch(file, offset, len)
 }
 
 /// Makes the range read as zero and keeps its space. 0 or `-errno`.

@@ -12,17 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use vmm_plugin_api::Result;
 
-#[cfg(target_os = "linux")]
-const F_OFD_SETLK: libc::c_int = libc::F_OFD_SETLK;
-/// illumos `sys/fcntl.h`; the libc crate does not have it.
-#[cfg(target_os = "illumos")]
-const F_OFD_SETLK: libc::c_int = 48;
-
 /// Locks `file` for this descriptor alone, or for sharing with other readers. Does not wait.
 ///
 /// # Errors
 /// `WouldBlock` or `PermissionDenied`: somebody else has it. Others: this filesystem can't lock.
-#[cfg(any(target_os = "linux", target_os = "illumos"))]
 fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     // SAFETY: all-zero is a valid `flock`: the whole file from offset 0, pid 0 as OFD locks demand.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
@@ -33,22 +26,10 @@ fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     } as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: the descriptor is open and the command takes a `flock`, which lives over the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), F_OFD_SETLK, &raw const range) } < 0 {
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// Systems without such locks have flock(2), which ends with the descriptor as well.
-#[cfg(not(any(target_os = "linux", target_os = "illumos")))]
-fn lock(file: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
-    use rustix::fs::FlockOperation::{NonBlockingLockExclusive, NonBlockingLockShared};
-    let kind = if exclusive {
-        NonBlockingLockExclusive
-    } else {
-        NonBlockingLockShared
-    };
-    Ok(rustix::fs::flock(file, kind)?)
 }
 
 /// How long a lock may outlive its holder: the kernel closes the files of an io_uring some time after the process has ended, and who

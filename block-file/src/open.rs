@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -13,18 +13,38 @@ use crate::lock::take_lock;
 use crate::system;
 
 /// Opens and locks the file or block device at `path`: for this process alone, or, with `read_only`, shared with others that
-/// read. Also tells whether it is a block device. `direct` bypasses the page cache.
+/// read. Also tells whether it is a device. `direct` bypasses the page cache. For formats that read and write where they like: a
+/// raw device is refused.
 ///
 /// # Errors
 /// What is wrong with the file, or who has it, and what to do.
 pub fn open_locked(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool)> {
+    let (file, is_device) = open_disk(path, read_only, direct)?;
+    ensure!(
+        !system::is_raw(file.as_fd()),
+        "`{}` is a raw device, which only takes whole blocks; give the block device of the same name, in /dev/dsk or /dev/zvol/dsk",
+        path.display()
+    );
+    Ok((file, is_device))
+}
+
+/// The same for a disk that is read and written in its own blocks, on a raw device too.
+pub fn open_disk(path: &Path, read_only: bool, direct: bool) -> Result<(File, bool)> {
     let is_device = check_kind(path)?;
     let file = open(path, read_only, direct)?;
+    ensure!(
+        !system::is_raw(file.as_fd()) || system::device_blocks(file.as_fd()).is_some(),
+        neither(path)
+    );
     take_lock(&file, path, read_only)?;
     Ok((file, is_device))
 }
 
-/// Whether it is a block device; an error if it is neither that nor a file. Asked before open, which may wait for a FIFO.
+fn neither(path: &Path) -> String {
+    format!("`{}` is neither a file nor a block device", path.display())
+}
+
+/// Whether it is a device that may be a disk; an error if it is neither that nor a file. Asked before open, which may wait for a FIFO.
 fn check_kind(path: &Path) -> Result<bool> {
     let kind = match std::fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -46,25 +66,18 @@ fn check_kind(path: &Path) -> Result<bool> {
             path.display()
         );
     }
-    ensure!(
-        kind.is_file() || kind.is_block_device(),
-        "`{}` is neither a file nor a block device",
-        path.display()
-    );
-    Ok(kind.is_block_device())
+    let may_be_disk = system::may_be_disk(kind);
+    ensure!(kind.is_file() || may_be_disk, neither(path));
+    Ok(may_be_disk)
 }
 
 fn open(path: &Path, read_only: bool, direct: bool) -> Result<File> {
-    let mut flags = OFlags::CLOEXEC;
-    if direct {
-        flags |= system::direct_flags()?;
-    }
     let access = if read_only {
         OFlags::RDONLY
     } else {
         OFlags::RDWR
     };
-    let error = match rustix::fs::open(path, flags | access, Mode::empty()) {
+    let error = match system::open(path, OFlags::CLOEXEC | access, direct) {
         Ok(file) => return Ok(file.into()),
         Err(error) => error,
     };

@@ -2,19 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail, ensure};
-use rustix::fs::SeekFrom;
 use vmm_plugin_api::{DiskSize, Result};
+
+use crate::system;
 
 /// Nothing of the image is lost.
 const INTACT: u64 = u64::MAX;
 
 /// Bytes in the file or device.
 fn measure(file: &File, path: &Path) -> Result<u64> {
-    rustix::fs::seek(file, SeekFrom::End(0))
+    system::bytes(file.as_fd())
         .with_context(|| format!("cannot find the size of `{}`", path.display()))
 }
 

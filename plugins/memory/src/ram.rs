@@ -91,7 +91,7 @@ impl Ram {
         unsafe { std::ptr::write_bytes(start, 0, len) };
     }
 
-    /// Replaces whole pages by fresh zero pages; false where that can't be done under the feet of another thread.
+    /// Zeroes whole pages and gives them back to the system; false where that can't be done.
     #[cfg(target_os = "linux")]
     fn give_back(&self, offset: u64, len: u64) -> bool {
         let (start, len) = self.part(offset, len);
@@ -106,10 +106,15 @@ impl Ram {
         .is_ok()
     }
 
-    /// Elsewhere MADV_DONTNEED does not promise zeroes.
-    #[cfg(not(target_os = "linux"))]
-    fn give_back(&self, _offset: u64, _len: u64) -> bool {
-        false
+    /// The same: madvise(3C) takes the pages when it likes, and until then they keep what is in them, which so has to be zeroes.
+    #[cfg(target_os = "illumos")]
+    fn give_back(&self, offset: u64, len: u64) -> bool {
+        self.zero(offset, len);
+        let (start, len) = self.part(offset, len);
+        // SAFETY: the pages lie in this private mapping, of which no references exist, and read as zero before and after. A failure
+        // only keeps the memory.
+        unsafe { libc::madvise(start.cast::<c_void>(), len, libc::MADV_FREE) };
+        true
     }
 }
 

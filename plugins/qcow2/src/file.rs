@@ -10,7 +10,7 @@ use anyhow::Context;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use vmm_block_file::{
-    Direction, Mapped, can_punch, cut_short, in_memory, open_locked, punch, read_cached,
+    Direction, Mapped, can_punch, cut_short, flush, in_memory, open_locked, punch, read_cached,
     tell_if_deleted, transfer,
 };
 use vmm_plugin_api::{GuestSlice, Result};
@@ -236,7 +236,7 @@ impl DiskFile {
             if let Err(error) = self.trace.sync() {
                 break error;
             }
-            match rustix::fs::fdatasync(&self.file) {
+            match flush(self.file.as_fd()) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(error) => break io::Error::from(error),
