@@ -16,6 +16,8 @@ mod ring;
 mod sink;
 mod socket;
 mod stdio;
+#[cfg(target_os = "illumos")]
+mod streams;
 mod terminal;
 
 use file::LogFile;

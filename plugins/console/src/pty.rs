@@ -1,6 +1,8 @@
 //! `type = "pty"`: a new pseudo terminal.
 
+use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -70,6 +72,8 @@ fn open_pair() -> Result<(OwnedFd, OwnedFd, PathBuf)> {
         Mode::empty(),
     )
     .with_context(|| format!("can't open {}", name.display()))?;
+    #[cfg(target_os = "illumos")]
+    crate::streams::make_terminal(std::os::fd::AsFd::as_fd(&slave))?;
     // A terminal starts out as one for people: it would echo the guest's output back to the guest as input.
     let mut modes = tcgetattr(&slave)?;
     modes.make_raw();
@@ -78,17 +82,9 @@ fn open_pair() -> Result<(OwnedFd, OwnedFd, PathBuf)> {
     Ok((master, slave, name))
 }
 
-#[cfg(any(target_os = "linux", target_os = "freebsd", target_os = "macos"))]
 fn slave_name(master: &OwnedFd) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
     let name = rustix::pty::ptsname(master, Vec::new())?;
-    Ok(std::ffi::OsString::from_vec(name.into_bytes()).into())
-}
-
-/// A slave here is no terminal before STREAMS modules are pushed onto it.
-#[cfg(not(any(target_os = "linux", target_os = "freebsd", target_os = "macos")))]
-fn slave_name(_master: &OwnedFd) -> Result<PathBuf> {
-    bail!("not offered on this system; use `type = \"socket\"`")
+    Ok(OsString::from_vec(name.into_bytes()).into())
 }
 
 /// A symbolic link to the slave, removed in the end if it is still that.
