@@ -37,13 +37,36 @@ const UNSAFE: &[&str] = &[
     // System calls that safe wrappers don't have, memory that is shared with the kernel, and files that are mapped, with the handler
     // for what is cut off them.
     "block-file/src/guarded.rs",
+    "block-file/src/illumos.rs",
     "block-file/src/lock.rs",
     "block-file/src/mapped.rs",
     "block-file/src/transfer.rs",
     "block-file/src/uring.rs",
+    "plugins/console/src/streams.rs",
     "plugins/memory/src/ram.rs",
     // Programs without an operating system.
     "guests/selftest/guest/",
+];
+
+/// Where operating systems are told apart: prefixes of paths. Everything else is the same on all of them.
+const SYSTEMS: &[&str] = &[
+    // Hypervisors, their memory and their threads.
+    "host/Cargo.toml",
+    "host/src/hypervisor/",
+    // How disk images are opened and what their space can do (each system has a file of its own, which the first chooses), io_uring,
+    // and reads that don't wait.
+    "block-file/Cargo.toml",
+    "block-file/src/lib.rs",
+    "block-file/src/queue.rs",
+    "block-file/src/transfer.rs",
+    // Pseudo terminals, which illumos makes of streams.
+    "plugins/console/Cargo.toml",
+    "plugins/console/src/lib.rs",
+    "plugins/console/src/pty.rs",
+    // Memory that is given back and reads as zero.
+    "plugins/memory/src/ram.rs",
+    // Tests of what one system has.
+    "plugins/file/tests/",
 ];
 
 /// The longest file.
@@ -181,7 +204,6 @@ fn each_outside_thing_is_known_in_one_place() {
         for (what, places) in [
             ("libloading::", &["host/src/plugins/loader.rs"][..]),
             ("kvm_", &["host/src/hypervisor/"]),
-            ("target_os", &["host/src/hypervisor/"]),
             (
                 "toml::",
                 &["host/src/config/", "host/src/plugins/manifest_toml.rs"],
@@ -199,6 +221,29 @@ fn each_outside_thing_is_known_in_one_place() {
         }
     }
     none("only its own place may know it", broken);
+}
+
+#[test]
+fn operating_systems_are_told_apart_in_the_named_files() {
+    let mut broken = Vec::new();
+    let mut used = BTreeSet::new();
+    for (path, text) in files("", ".rs").into_iter().chain(files("", "Cargo.toml")) {
+        let code = |line: &&str| !line.trim_start().starts_with("//");
+        let mut lines = text.lines().filter(code);
+        if path == "host/tests/structure.rs" || !lines.any(|line| line.contains("target_os")) {
+            continue;
+        }
+        match SYSTEMS.iter().find(|place| path.starts_with(*place)) {
+            Some(place) => drop(used.insert(*place)),
+            None => broken.push(path),
+        }
+    }
+    none("this works alike on all systems, or is named", broken);
+    let unused = SYSTEMS.iter().filter(|place| !used.contains(*place));
+    none(
+        "named and alike on all systems",
+        unused.map(ToString::to_string).collect(),
+    );
 }
 
 fn manifests() -> Vec<(String, Table)> {

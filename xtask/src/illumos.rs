@@ -36,8 +36,9 @@ pub fn test(report: &mut Report) {
 }
 
 fn check(compiler: &Compiler, show: bool) -> Result<process::Outcome> {
-    let mut command = workspace::cargo(&["check", "--workspace", "--exclude", "xtask"]);
-    command.args(["--tests", "--target", TARGET]);
+    // Every crate, with tests, examples and benches.
+    let mut command = workspace::cargo(&["check", "--workspace", "--all-targets"]);
+    command.args(["--target", TARGET]);
     command.env("CARGO_TARGET_DIR", workspace::target().join("illumos"));
     process::bounded(compiler.select(&mut command), PATIENCE, show)
 }
