@@ -7,6 +7,13 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+/// GNU ld, which reads the guest's script. On illumos `ld` is the system's own linker, which does not.
+const GNU_LD: &str = if cfg!(target_os = "illumos") {
+    "gld"
+} else {
+    "ld"
+};
+
 fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=guest");
     let rustc = std::env::var("RUSTC").map_err(|e| format!("RUSTC: {e}"))?;
@@ -51,16 +58,13 @@ fn main() -> Result<(), String> {
             "-C",
             "codegen-units=1",
         ])
-        .args(["-C", "link-arg=-nostartfiles", "-C", "link-arg=-nostdlib"])
+        // The linker itself, since nothing of the host's C compiler belongs in the guest.
+        .args(["-C", "linker-flavor=ld", "-C"])
+        .arg(format!("linker={GNU_LD}"))
         .args(["-C", "link-arg=-static", "-C", "link-arg=-no-pie"])
-        .args([
-            "-C",
-            "link-arg=-Wl,-z,norelro,--build-id=none",
-            "-D",
-            "warnings",
-        ])
-        .arg("-C")
-        .arg(format!("link-arg=-Wl,-T,{script}"))
+        .args(["-C", "link-arg=-znorelro", "-C", "link-arg=--build-id=none"])
+        .args(["-D", "warnings", "-C"])
+        .arg(format!("link-arg=-T{script}"))
         .status()
         .map_err(|e| format!("cannot run {rustc}: {e}"))?;
     if !status.success() {
