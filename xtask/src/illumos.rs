@@ -3,7 +3,8 @@
 //! rustup has no standard library for it to check against with every compiler, and building one
 //! needs compiler and library source of one version. Debian has both, as packages made for
 //! building browsers: they are unpacked below `target/illumos-sysroot`, the library is compiled
-//! once there, and checks are plain `cargo check` from then on. Nothing is linked or run.
+//! once there, and checks are plain `cargo check` from then on. Nothing is linked or run. clippy comes
+//! along, since the lints that the workspace denies see nothing of the other system's files otherwise.
 
 use crate::report::Report;
 use crate::{packages, process, workspace};
@@ -39,7 +40,9 @@ fn check(compiler: &Compiler, show: bool) -> Result<process::Outcome> {
     // Every crate, with tests, examples and benches.
     let mut command = workspace::cargo(&["check", "--workspace", "--all-targets"]);
     command.args(["--target", TARGET]);
-    command.env("CARGO_TARGET_DIR", workspace::target().join("illumos"));
+    command
+        .env("CARGO_TARGET_DIR", workspace::target().join("illumos"))
+        .env("RUSTC_WORKSPACE_WRAPPER", compiler.linter());
     process::bounded(compiler.select(&mut command), PATIENCE, show)
 }
 
@@ -56,7 +59,7 @@ impl Compiler {
             root: base.join("root"),
         };
         let done = base.join("ready");
-        if done.exists() {
+        if done.exists() && compiler.linter().exists() {
             return Ok(compiler);
         }
         println!("preparing a standard library for {TARGET} (some minutes, once)");
@@ -66,6 +69,7 @@ impl Compiler {
         let wanted = [
             "rustc-web",
             "rust-web-src",
+            "rust-web-clippy",
             "libstd-rust-web-dev",
             &library,
             &llvm,
@@ -84,6 +88,11 @@ impl Compiler {
         }
         fs::write(&done, "")?;
         Ok(compiler)
+    }
+
+    /// The compiler that also says what breaks a lint.
+    fn linter(&self) -> PathBuf {
+        self.root.join("usr/bin/clippy-driver")
     }
 
     /// Makes cargo use it. Not by a shell script as RUSTC: a shell drops variables such as
