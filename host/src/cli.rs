@@ -21,6 +21,7 @@ use crate::vm::{self, Launch};
 pub const EXIT_FAILURE: u8 = 1;
 /// The exit code for a VM file that is refused. (2 is a wrong command line, by clap.)
 pub const EXIT_CONFIG: u8 = 3;
+pub use crate::vm::EXIT_DESTROYED;
 
 const USAGE: &str = "vmm-host [OPTIONS] <VM.toml>...\n       vmm-host [OPTIONS] <COMMAND>";
 
@@ -42,7 +43,8 @@ Exit codes:
   0  the guest halted (or what `exit_on_halt` or `exit_on_reboot` of the VM file say)
   1  the VM could not be built, or failed
   2  wrong command line
-  3  the VM file is refused";
+  3  the VM file is refused
+  4  another process destroyed the VM (bhyve)";
 
 const CPUID_NOTE: &str = "\
 # What guests see here without a profile; with `cpuid_profile = \"host\"` in [main] they see it anywhere.

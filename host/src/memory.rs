@@ -135,7 +135,10 @@ impl GuestMemory {
     /// As [`check_size`] and [`backing::open`], or out of address space or descriptors.
     pub fn with(bytes: u64, backing: &Backing) -> Result<Self> {
         check_size(bytes)?;
-        let memory = Self::map(backing::open(backing, bytes)?, &layout(bytes))?;
+        let opened = backing::open(backing, bytes)?;
+        let regions = layout(bytes).into_iter();
+        let regions = regions.map(|range| region(&opened, range));
+        let memory = Self::of(regions.collect::<Result<_>>()?, opened)?;
         if backing.prefault {
             for region in &memory.regions {
                 region.mapping.populate()?;
@@ -144,12 +147,33 @@ impl GuestMemory {
         Ok(memory)
     }
 
-    /// Maps RAM as (guest address, length, offset in the file) says.
-    fn map(opened: Opened, ranges: &[(u64, u64, u64)]) -> Result<Self> {
+    /// RAM of `bytes`, all zeros, which a hypervisor has made: `mappings` are the ranges of [`layout`]. It stays allocated.
+    ///
+    /// # Errors
+    /// They are of other lengths, or out of address space.
+    pub fn mapped(bytes: u64, mappings: Vec<Mapping>) -> Result<Self> {
+        let ranges = layout(bytes);
+        ensure!(
+            ranges.len() == mappings.len(),
+            "Guest memory of {} ranges is mapped in {}",
+            ranges.len(),
+            mappings.len()
+        );
         let regions = ranges
-            .iter()
-            .map(|&range| region(&opened, range))
-            .collect::<Result<Vec<_>>>()?;
+            .into_iter()
+            .zip(mappings)
+            .map(|(range, mapping)| mapped_region(range, mapping))
+            .collect::<Result<_>>()?;
+        let opened = Opened {
+            fd: None,
+            align: backing::ALIGNMENT,
+            keep: true,
+        };
+        Self::of(regions, opened)
+    }
+
+    /// RAM of these regions, which lie in what was opened.
+    fn of(regions: Vec<Region>, opened: Opened) -> Result<Self> {
         let mut views = Vec::with_capacity(regions.len());
         for region in &regions {
             // SAFETY: the mapping is readable and writable for its whole length, and outlives the view, which
@@ -314,7 +338,8 @@ impl GuestMemory {
     }
 }
 
-fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region> {
+fn region(opened: &Opened, range: (u64, u64, u64)) -> Result<Region> {
+    let (gpa, len, offset) = range;
     let bytes = usize::try_from(len)?;
     let mapping = match &opened.fd {
         Some(fd) => Mapping::shared(fd.as_fd(), offset, bytes, opened.align)?,
@@ -323,7 +348,15 @@ fn region(opened: &Opened, (gpa, len, offset): (u64, u64, u64)) -> Result<Region
     if gpa == 0 {
         mapping.advise_small(FIRST);
     }
+    mapped_region(range, mapping)
+}
 
+fn mapped_region((gpa, len, offset): (u64, u64, u64), mapping: Mapping) -> Result<Region> {
+    ensure!(
+        mapping.len() as u64 == len,
+        "Guest memory of {len} bytes at {gpa:#x} is mapped as {}",
+        mapping.len()
+    );
     let dirty = Mapping::anonymous((len / PAGE).div_ceil(64) as usize * 8)?;
     Ok(Region {
         gpa,
@@ -356,6 +389,21 @@ mod tests {
             "{error}"
         );
         assert!(check_size(1 << 20).is_ok());
+    }
+
+    #[test]
+    fn memory_of_a_hypervisor_has_the_lengths_of_the_layout() {
+        let mapping = |len| Mapping::private(len).unwrap();
+        let memory = GuestMemory::mapped(4 << 20, vec![mapping(4 << 20)]).unwrap();
+        assert!(memory.fd().is_none() && memory.bytes() == 4 << 20);
+        zero_and_compare(&memory);
+        for wrong in [
+            vec![],
+            vec![mapping(2 << 20)],
+            vec![mapping(4 << 20), mapping(4096)],
+        ] {
+            assert!(GuestMemory::mapped(4 << 20, wrong).is_err());
+        }
     }
 
     #[test]

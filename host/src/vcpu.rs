@@ -329,6 +329,7 @@ fn run<V: Vcpu>(
                 return Some(VmEvent::TripleFault);
             }
             Ok(Exit::Halted) => return Some(VmEvent::Halt),
+            Ok(Exit::Destroyed) => return Some(VmEvent::Destroyed),
             Ok(Exit::Crash(text)) => return Some(crash(cpu, vcpu, shared, &text)),
             Err(error) => return Some(crash(cpu, vcpu, shared, &format!("{error:#}"))),
         }

@@ -32,6 +32,9 @@ use crate::vcpu::{Freezer, VcpuSet};
 use guest::Guest;
 use reset_log::ResetLog;
 
+/// The exit code of a VM that another process has destroyed.
+pub const EXIT_DESTROYED: u8 = 4;
+
 /// How long a vCPU may take to leave a device. A device that takes longer is broken: register accesses must not block.
 const LEAVE_DEVICE: Duration = Duration::from_secs(5);
 /// How often to look whether the guest has halted for good.
@@ -297,6 +300,10 @@ impl<H: Hypervisor> Vm<H> {
             }
             VmEvent::Reset => self.restart("the guest resets", resets),
             VmEvent::TripleFault => self.restart("triple fault: the guest resets", resets),
+            VmEvent::Destroyed => Ok(Next::End(Ending {
+                code: EXIT_DESTROYED,
+                why: format!("VM {} was destroyed by another process", self.config.name),
+            })),
             VmEvent::Crash { cpu, text } => Err(anyhow!("vCPU {cpu} can't go on: {text}")),
             VmEvent::Fault { text } => Err(anyhow!(
                 "{text}: the VM stops (on_fault = \"fail\" in the device's table would let it go on)"

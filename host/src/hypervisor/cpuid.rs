@@ -3,6 +3,7 @@
 //!
 //! Leaf numbers and fields: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
 
+use super::CpuModel;
 use super::topology::Topology;
 
 /// The most entries of a profile. Both hypervisors take 256, and some are added for topology and paravirtual features.
@@ -236,6 +237,30 @@ fn amd_topology(topology: Topology, cpu: u32) -> CpuidEntry {
             place.socket,
             0,
         ],
+    }
+}
+
+/// The table of CPU `cpu`: the model's profile, or else the `host`'s. A profile without leaves of a hypervisor gets
+/// the host's, which guests know its clock by.
+pub fn table(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> CpuidProfile {
+    match &model.profile {
+        None if model.x2apic => host.for_cpu(model.topology, cpu),
+        None => host.without_x2apic().for_cpu(model.topology, cpu),
+        Some(profile) => {
+            let own = host.entries().iter().copied();
+            let own = own.filter(|entry| entry.is_paravirtual() && !profile.has_paravirtual());
+            profile.with(own).for_cpu(model.topology, cpu)
+        }
+    }
+}
+
+/// Says so if guests will not see the threads that the model has.
+pub fn warn_of_hidden_threads(host: &CpuidProfile, model: &CpuModel) {
+    let profile = model.profile.as_deref().unwrap_or(host);
+    if model.topology.threads() > 1 && profile.hides_threads() {
+        log::warn!(
+            "the guest will take threads for cores: its CPUID lacks AMD's topology extensions (leaf 80000001, ecx bit 22)"
+        );
     }
 }
 

@@ -26,13 +26,17 @@ pub mod rom;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod topology;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "illumos")))]
 pub mod unsupported;
 
 #[cfg(target_os = "linux")]
 pub use kvm::KvmVm as Backend;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "illumos")))]
 pub use unsupported::UnsupportedVm as Backend;
+
+/// What `main` runs VMs with.
+#[cfg(target_os = "illumos")]
+pub type Backend = bhyve::BhyveVm<bhyve::dev_vmm::DevVmmCtl>;
 
 /// The hypervisors that there are, by the names that `[main] hypervisor` has for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +149,8 @@ pub enum Exit {
     TripleFault,
     /// Every vCPU halts with interrupts disabled (only hypervisors that detect it themselves report this).
     Halted,
+    /// Another process has destroyed the VM (only hypervisors whose VMs have names let one). Nothing of it can be used further.
+    Destroyed,
     /// The hypervisor can't go on with this guest. The text says in words what happened.
     Crash(String),
 }

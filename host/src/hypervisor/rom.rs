@@ -29,6 +29,11 @@ impl Rom {
         Ok(Self { gpa, mapping })
     }
 
+    /// What a hypervisor has made and `mapping` shows, for guest address `gpa`.
+    pub(super) fn mapped(gpa: u64, mapping: Mapping) -> Self {
+        Self { gpa, mapping }
+    }
+
     /// One that no VM has mapped.
     #[cfg(test)]
     pub(crate) fn detached(gpa: u64, len: u64) -> Result<Self> {

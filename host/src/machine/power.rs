@@ -15,6 +15,8 @@ pub enum VmEvent {
     Halt,
     /// A CPU shut down after a fault while it delivered a double fault (Intel SDM volume 3, section 6.15).
     TripleFault,
+    /// Another process has destroyed the VM.
+    Destroyed,
     /// The hypervisor can't go on.
     Crash {
         /// The CPU that failed.

@@ -7,7 +7,7 @@
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::hypervisor::CpuModel;
-use crate::hypervisor::cpuid::{CpuidEntry, CpuidProfile, Vendor};
+use crate::hypervisor::cpuid::{CpuidEntry, CpuidProfile, Vendor, table};
 
 /// Leaf 1, ECX: a hypervisor is there, and its leaves with it.
 const HYPERVISOR: u32 = 1 << 31;
@@ -39,21 +39,7 @@ pub fn host(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> CpuidProfile 
     }
 }
 
-/// The table of CPU `cpu`: the model's profile, or else the `host`'s. A profile without leaves of a hypervisor gets
-/// KVM's, which guests know its clock by.
-pub fn table(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> CpuidProfile {
-    match &model.profile {
-        None if model.x2apic => host.for_cpu(model.topology, cpu),
-        None => host.without_x2apic().for_cpu(model.topology, cpu),
-        Some(profile) => {
-            let own = host.entries().iter().copied();
-            let kvm = own.filter(|entry| entry.is_paravirtual() && !profile.has_paravirtual());
-            profile.with(kvm).for_cpu(model.topology, cpu)
-        }
-    }
-}
-
-/// The same as KVM takes it.
+/// The table of CPU `cpu` as KVM takes it.
 pub fn for_vcpu(host: &CpuidProfile, model: &CpuModel, cpu: u32) -> Vec<kvm_cpuid_entry2> {
     let table = table(host, model, cpu);
     table.entries().iter().map(to_kvm).collect()

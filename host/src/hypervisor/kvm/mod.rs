@@ -31,7 +31,7 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 pub use vcpu::KvmVcpu;
 
 use super::backing::Backing;
-use super::cpuid::CpuidProfile;
+use super::cpuid::{CpuidProfile, table, warn_of_hidden_threads};
 use super::msr::UnknownMsrs;
 use super::rom::Rom;
 use super::topology::APIC_ID_MAX;
@@ -138,15 +138,12 @@ impl Vm for KvmVm {
     }
 
     fn cpuid(&self, model: &CpuModel) -> CpuidProfile {
-        cpuid::table(&self.cpuid, model, 0)
+        table(&self.cpuid, model, 0)
     }
 
     fn create_vcpu(&self, cpu: u32, model: &CpuModel) -> Result<KvmVcpu> {
-        let profile = model.profile.as_deref().unwrap_or(&self.cpuid);
-        if cpu == 0 && model.topology.threads() > 1 && profile.hides_threads() {
-            log::warn!(
-                "the guest will take threads for cores: its CPUID lacks AMD's topology extensions (leaf 80000001, ecx bit 22)"
-            );
+        if cpu == 0 {
+            warn_of_hidden_threads(&self.cpuid, model);
         }
         let cpuid = cpuid::for_vcpu(&self.cpuid, model, cpu);
         // KVM takes a vCPU's number for its local APIC id.
