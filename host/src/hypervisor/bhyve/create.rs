@@ -38,7 +38,7 @@ pub(super) fn make<D: Driver>(driver: &D, name: &str, flags: u64) -> Result<Node
             return Err(error);
         }
     };
-    let node = Node::new(name, instance);
+    let node = Node::new(instance);
     node.number(node::SET_AUTODESTRUCT, 1)
         .context("bhyve refused to let the VM end with this process")?;
     Ok(node)

@@ -6,6 +6,7 @@ use std::io;
 
 use super::abi::*;
 use super::registers;
+use super::rom_write;
 use super::vcpu::{Shared, Unfinished};
 use crate::hypervisor::{Exit, ExitHandler, Space};
 
@@ -65,6 +66,20 @@ pub(super) fn serve(
         EXITCODE_SUSPENDED => {
             // SAFETY: as above.
             After::End(suspended(unsafe { u.suspended }.how))
+        }
+        EXITCODE_PAGING => {
+            // SAFETY: as above.
+            let VmExitPaging { gpa, fault_type } = unsafe { u.paging };
+            if fault_type & PROT_WRITE == 0 || shared.roms.at(gpa).is_none() {
+                return Ok(After::End(Exit::Crash(crash(exit))));
+            }
+            match rom_write::serve(shared, vcpu, gpa, handler)? {
+                Ok(()) => After::Enter(Unfinished::Nothing),
+                Err(bytes) => After::End(Exit::Crash(format!(
+                    "{}: of its instructions that write there this host knows MOV, and this is {bytes:02x?}",
+                    crash(exit)
+                ))),
+            }
         }
         _ => After::End(Exit::Crash(crash(exit))),
     })

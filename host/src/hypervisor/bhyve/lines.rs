@@ -48,6 +48,20 @@ impl Lines {
         self.drive(gsi, high, |pin, high| request(node, pin, high))
     }
 
+    /// The lines that are high, as bits.
+    pub(super) fn levels(&self) -> u32 {
+        let high = |level: &Mutex<bool>| *level.lock().unwrap_or_else(PoisonError::into_inner);
+        let bits = self.0.iter().map(|level| u32::from(high(level)));
+        bits.rev().fold(0, |bits, bit| bits << 1 | bit)
+    }
+
+    /// Takes the levels for what they are in the driver, which has them from elsewhere.
+    pub(super) fn adopt(&self, levels: u32) {
+        for (gsi, level) in self.0.iter().enumerate() {
+            *level.lock().unwrap_or_else(PoisonError::into_inner) = levels >> gsi & 1 != 0;
+        }
+    }
+
     /// Held lines rise again: `VM_REINIT` forgets all levels.
     pub(super) fn raise_again(&self, node: &Node) -> Result<()> {
         for (gsi, level) in self.0.iter().enumerate() {
@@ -166,6 +180,25 @@ mod tests {
             none.to_string().contains("no interrupt line 24"),
             "{none:#}"
         );
+    }
+
+    #[test]
+    fn levels_that_were_taken_over_reach_the_driver_when_they_change() {
+        let lines = Lines::default();
+        lines.drive(3, true, |_, _| Ok(())).unwrap();
+        lines.drive(20, true, |_, _| Ok(())).unwrap();
+        let other = Lines::default();
+        other.adopt(lines.levels());
+        assert_eq!(other.levels(), 1 << 3 | 1 << 20);
+        other.drive(3, true, |_, _| panic!("it is high")).unwrap();
+        let mut seen = 0;
+        let count = |_, high: bool| {
+            seen += 1;
+            assert!(!high);
+            Ok(())
+        };
+        other.drive(20, false, count).unwrap();
+        assert_eq!((seen, other.levels()), (1, 1 << 3));
     }
 
     /// The 8259 was not programmed yet when the line rose.

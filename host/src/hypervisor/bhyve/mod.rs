@@ -8,6 +8,7 @@ mod cpuid;
 mod create;
 #[cfg(target_os = "illumos")]
 pub mod dev_vmm;
+mod dirty;
 mod doorbells;
 pub mod driver;
 mod exits;
@@ -18,7 +19,11 @@ mod messages;
 mod node;
 mod registers;
 pub mod reservoir;
+mod rom_write;
+pub mod saved;
 mod state;
+pub mod statistics;
+mod time;
 mod vcpu;
 
 use std::io;

@@ -32,7 +32,6 @@ requests! {
     DESTROY_VM: VmDestroyReq = VMM_DESTROY_VM;
     RESV_QUERY: VmmResvQuery = VMM_RESV_QUERY;
     RESV_SET_TARGET: VmmResvTarget = VMM_RESV_SET_TARGET;
-    SET_REGISTER: VmRegister = VM_SET_REGISTER;
     SET_SEGMENT: VmSegDesc = VM_SET_SEGMENT_DESCRIPTOR;
     GET_SEGMENT: VmSegDesc = VM_GET_SEGMENT_DESCRIPTOR;
     SET_CAPABILITY: VmCapability = VM_SET_CAPABILITY;
@@ -97,21 +96,14 @@ pub(super) fn is_destroyed(error: &io::Error) -> bool {
 
 /// The node of a VM that this process has made. The VM ends with it.
 pub(super) struct Node {
-    name: String,
     instance: Box<dyn Instance>,
 }
 
 impl Node {
-    pub(super) fn new(name: &str, instance: impl Instance) -> Self {
+    pub(super) fn new(instance: impl Instance) -> Self {
         Self {
-            name: name.to_owned(),
             instance: Box::new(instance),
         }
-    }
-
-    /// The VM's name.
-    pub(super) fn name(&self) -> &str {
-        &self.name
     }
 
     /// One request.

@@ -165,3 +165,63 @@ pub(super) fn write(node: &Node, vcpu: i32, registers: &Registers) -> io::Result
     let values = NUMBERS.map(|(_, field)| *field(&mut registers));
     set(node, vcpu, &NUMBERS.map(|(number, _)| number), values)
 }
+
+/// What a saved vCPU has beside [`NUMBERS`] and selectors.
+const FURTHER: [i32; 7] = [
+    VM_REG_GUEST_XCR0,
+    VM_REG_GUEST_DR0,
+    VM_REG_GUEST_DR1,
+    VM_REG_GUEST_DR2,
+    VM_REG_GUEST_DR3,
+    VM_REG_GUEST_DR6,
+    VM_REG_GUEST_DR7,
+];
+
+/// All registers that are a number, in the order to set them.
+pub(super) fn read_all(node: &Node, vcpu: i32) -> io::Result<Vec<(i32, u64)>> {
+    fn of<const N: usize>(
+        node: &Node,
+        vcpu: i32,
+        numbers: &[i32; N],
+    ) -> io::Result<impl Iterator<Item = (i32, u64)> + use<N>> {
+        let values = get(node, vcpu, numbers)?;
+        Ok(numbers.clone().into_iter().zip(values))
+    }
+    let selectors = SEGMENTS.map(|(number, _)| number);
+    let mut all = Vec::new();
+    all.extend(of(node, vcpu, &selectors)?);
+    all.extend(of(node, vcpu, &NUMBERS.map(|(number, _)| number))?);
+    all.extend(of(node, vcpu, &FURTHER)?);
+    Ok(all)
+}
+
+/// Sets what [`read_all`] has read.
+pub(super) fn write_all(node: &Node, vcpu: i32, all: &[(i32, u64)]) -> io::Result<()> {
+    let numbers: Vec<i32> = all.iter().map(|&(number, _)| number).collect();
+    let mut values: Vec<u64> = all.iter().map(|&(_, value)| value).collect();
+    let mut request = VmRegisterSet {
+        cpuid: vcpu,
+        count: numbers.len() as u32,
+        regnums: numbers.as_ptr(),
+        regvals: values.as_mut_ptr(),
+    };
+    // SAFETY: both arrays have `count` elements and live during the call; the driver reads them.
+    unsafe { node.raw(VM_SET_REGISTER_SET, &mut request) }.map(drop)
+}
+
+fn descriptors() -> impl Iterator<Item = i32> {
+    let tables = TABLES.into_iter().map(|(number, _)| number);
+    SEGMENTS.into_iter().map(|(number, _)| number).chain(tables)
+}
+
+/// Hidden parts of segment registers, and descriptor tables.
+pub(super) fn read_segments(node: &Node, vcpu: i32) -> io::Result<Vec<(i32, SegDesc)>> {
+    let read = |number| Ok((number, get_segment(node, vcpu, number)?));
+    descriptors().map(read).collect()
+}
+
+/// Sets them.
+pub(super) fn write_segments(node: &Node, vcpu: i32, all: &[(i32, SegDesc)]) -> io::Result<()> {
+    let mut all = all.iter();
+    all.try_for_each(|&(number, desc)| set_segment(node, vcpu, number, desc))
+}
