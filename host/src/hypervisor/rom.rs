@@ -16,28 +16,16 @@ pub struct Rom {
 }
 
 impl Rom {
-    /// `len` zero bytes for guest address `gpa`, not mapped into any guest yet.
-    ///
-    /// # Errors
-    /// An address or a length that is no multiple of the page size, or out of memory.
-    pub(super) fn new(gpa: u64, len: u64) -> Result<Self> {
-        ensure!(
-            len > 0 && gpa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE),
-            "ROM of {len} bytes at {gpa:#x} is not in whole pages"
-        );
-        let mapping = Mapping::anonymous(usize::try_from(len)?)?;
-        Ok(Self { gpa, mapping })
-    }
-
-    /// What a hypervisor has made and `mapping` shows, for guest address `gpa`.
-    pub(super) fn mapped(gpa: u64, mapping: Mapping) -> Self {
+    /// What `mapping` shows, zeros at first, for guest address `gpa`, not mapped into any guest yet.
+    pub(super) fn new(gpa: u64, mapping: Mapping) -> Self {
         Self { gpa, mapping }
     }
 
     /// One that no VM has mapped.
     #[cfg(test)]
     pub(crate) fn detached(gpa: u64, len: u64) -> Result<Self> {
-        Self::new(gpa, len)
+        check(gpa, len)?;
+        Ok(Self::new(gpa, Mapping::anonymous(usize::try_from(len)?)?))
     }
 
     /// Guest physical address of the first byte.
@@ -85,20 +73,32 @@ impl Rom {
     }
 }
 
+/// Whether `len` bytes at guest address `gpa` are whole pages, as a ROM has to be.
+///
+/// # Errors
+/// They are not.
+pub(super) fn check(gpa: u64, len: u64) -> Result<()> {
+    ensure!(
+        len > 0 && gpa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE),
+        "ROM of {len} bytes at {gpa:#x} is not in whole pages"
+    );
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn contents_end_at_their_bounds() {
-        let rom = Rom::new(0xffff_f000, 0x1000).unwrap();
+        let rom = Rom::detached(0xffff_f000, 0x1000).unwrap();
         rom.write(0xffe, &[1, 2, 3]);
         rom.write(u64::MAX, &[9]);
         let mut back = [0; 4];
         rom.read(0xffd, &mut back);
         assert_eq!(back, [0, 1, 2, 0xff]);
-        assert!(Rom::new(0xffff_f001, 0x1000).is_err());
-        assert!(Rom::new(0xffff_f000, 0x800).is_err());
-        assert!(Rom::new(0xffff_f000, 0).is_err());
+        assert!(Rom::detached(0xffff_f001, 0x1000).is_err());
+        assert!(Rom::detached(0xffff_f000, 0x800).is_err());
+        assert!(Rom::detached(0xffff_f000, 0).is_err());
     }
 }

@@ -13,7 +13,7 @@ use super::driver::Driver;
 use super::node::{self, Node};
 use super::reservoir;
 use crate::hypervisor::backing::{ALIGNMENT, Backing, Mapping, Source};
-use crate::hypervisor::rom::Rom;
+use crate::hypervisor::rom::{self, Rom};
 use crate::memory::{self, GuestMemory, PAGE};
 
 /// How the VM is to be created for such RAM.
@@ -141,10 +141,7 @@ impl Roms {
 
     /// Makes one and shows it.
     pub(super) fn create(&self, node: &Node, gpa: u64, len: u64) -> Result<Arc<Rom>> {
-        ensure!(
-            len > 0 && gpa.is_multiple_of(PAGE) && len.is_multiple_of(PAGE),
-            "ROM of {len} bytes at {gpa:#x} is not in whole pages"
-        );
+        rom::check(gpa, len)?;
         let mut slots = self.lock();
         let number = self.ram + slots.len();
         // One mapping each, so that the limit of mappings, which is higher, is kept too.
@@ -167,7 +164,7 @@ impl Roms {
         let (fd, offset) = node
             .file(u64::try_from(request.offset)?, size)
             .with_context(|| format!("The ROM at {gpa:#x} can't be seen"))?;
-        let rom = Rom::mapped(gpa, Mapping::shared(fd, offset, size, ALIGNMENT)?);
+        let rom = Rom::new(gpa, Mapping::shared(fd, offset, size, ALIGNMENT)?);
         let rom = Arc::new(rom);
         map_segment(node, segid, gpa, len, PROT_READ | PROT_EXEC)?;
         slots.push(Slot {

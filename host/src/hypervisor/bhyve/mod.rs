@@ -26,6 +26,7 @@ pub mod statistics;
 mod time;
 mod vcpu;
 
+use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
@@ -62,6 +63,15 @@ pub struct BhyveVm<D> {
     /// Whether the CMOS clock has been set, which resets don't touch.
     clock_set: AtomicBool,
     driver: PhantomData<D>,
+}
+
+impl<D> fmt::Debug for BhyveVm<D> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("BhyveVm")
+            .field("memory", &self.shared.memory)
+            .field("max_vcpus", &self.max_vcpus)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<D: Driver> Vm for BhyveVm<D> {

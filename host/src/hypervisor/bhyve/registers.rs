@@ -185,7 +185,7 @@ pub(super) fn read_all(node: &Node, vcpu: i32) -> io::Result<Vec<(i32, u64)>> {
         numbers: &[i32; N],
     ) -> io::Result<impl Iterator<Item = (i32, u64)> + use<N>> {
         let values = get(node, vcpu, numbers)?;
-        Ok(numbers.clone().into_iter().zip(values))
+        Ok((*numbers).into_iter().zip(values))
     }
     let selectors = SEGMENTS.map(|(number, _)| number);
     let mut all = Vec::new();

@@ -30,10 +30,10 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 pub use vcpu::KvmVcpu;
 
-use super::backing::Backing;
+use super::backing::{Backing, Mapping};
 use super::cpuid::{CpuidProfile, table, warn_of_hidden_threads};
 use super::msr::UnknownMsrs;
-use super::rom::Rom;
+use super::rom::{self, Rom};
 use super::topology::APIC_ID_MAX;
 use super::{CpuModel, Doorbell, Kind, Msi, MsiRoute, Space, Vm};
 use crate::memory::GuestMemory;
@@ -114,7 +114,9 @@ impl Vm for KvmVm {
 
     fn create_rom(&self, gpa: u64, len: u64) -> Result<Arc<Rom>> {
         let mut roms = self.roms.lock().unwrap_or_else(PoisonError::into_inner);
-        let rom = Arc::new(Rom::new(gpa, len)?);
+        rom::check(gpa, len)?;
+        let mapping = Mapping::anonymous(usize::try_from(len)?)?;
+        let rom = Arc::new(Rom::new(gpa, mapping));
         self.map_rom(&rom, roms.len(), true)?;
         roms.push(Arc::clone(&rom));
         Ok(rom)
