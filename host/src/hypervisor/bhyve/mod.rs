@@ -286,3 +286,6 @@ fn already(result: io::Result<i32>) -> io::Result<()> {
         other => other.map(drop),
     }
 }
+
+#[cfg(test)]
+mod tests;
