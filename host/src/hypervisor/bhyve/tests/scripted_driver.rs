@@ -171,8 +171,7 @@ impl FakeInstance {
             }
             VM_ALLOC_MEMSEG => {
                 let segment = argument!(VmMemseg);
-                let flags = rustix::fs::MemfdFlags::CLOEXEC;
-                let fd = rustix::fs::memfd_create("segment", flags).unwrap();
+                let fd = OwnedFd::from(tempfile::tempfile().unwrap());
                 rustix::fs::ftruncate(&fd, segment.len as u64).unwrap();
                 let mut state = self.0.lock();
                 assert_eq!(state.segments.len(), segment.segid as usize);
