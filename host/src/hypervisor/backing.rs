@@ -144,7 +144,7 @@ impl Mapping {
         let _ = unsafe { rustix::mm::madvise(start, len.min(self.len), advice) };
     }
 
-    /// Nothing is known of how other systems back memory.
+    /// Nothing to do: on illumos guest RAM is the vmm driver's, which chooses its pages.
     #[cfg(not(target_os = "linux"))]
     pub fn advise_small(&self, _: usize) {}
 

@@ -61,7 +61,8 @@ mod system {
 
 #[cfg(not(target_os = "linux"))]
 mod system {
-    /// Nothing is known of how other systems would do it.
+    /// Never: the scheduling classes of illumos (priocntl(2)) differ in priorities and time slices, and in all of them a thread that wakes
+    /// up with a higher priority interrupts.
     ///
     /// # Errors
     /// None.
