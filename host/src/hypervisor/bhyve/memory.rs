@@ -31,14 +31,13 @@ pub(super) fn create_flags(backing: &Backing) -> Result<u64> {
     }
 }
 
-/// Makes RAM of `bytes` and maps it into the guest and here.
+/// Makes RAM of `bytes`, a size that was checked, and maps it into the guest and here.
 pub(super) fn create_ram<D: Driver>(
     driver: &D,
     node: &Node,
     bytes: u64,
     backing: &Backing,
 ) -> Result<GuestMemory> {
-    memory::check_size(bytes)?;
     let mut mappings = Vec::new();
     for (segid, (gpa, len, _)) in (0..).zip(memory::layout(bytes)) {
         allocate(node, segid, len, "")

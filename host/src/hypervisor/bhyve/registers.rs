@@ -83,9 +83,14 @@ pub(super) fn set<const N: usize>(
     numbers: &[i32; N],
     mut values: [u64; N],
 ) -> io::Result<()> {
+    set_many(node, vcpu, numbers, &mut values)
+}
+
+/// The same for as many as there are in both, one number for each value.
+fn set_many(node: &Node, vcpu: i32, numbers: &[i32], values: &mut [u64]) -> io::Result<()> {
     let mut request = VmRegisterSet {
         cpuid: vcpu,
-        count: N as u32,
+        count: numbers.len().min(values.len()) as u32,
         regnums: numbers.as_ptr(),
         regvals: values.as_mut_ptr(),
     };
@@ -199,14 +204,7 @@ pub(super) fn read_all(node: &Node, vcpu: i32) -> io::Result<Vec<(i32, u64)>> {
 pub(super) fn write_all(node: &Node, vcpu: i32, all: &[(i32, u64)]) -> io::Result<()> {
     let numbers: Vec<i32> = all.iter().map(|&(number, _)| number).collect();
     let mut values: Vec<u64> = all.iter().map(|&(_, value)| value).collect();
-    let mut request = VmRegisterSet {
-        cpuid: vcpu,
-        count: numbers.len() as u32,
-        regnums: numbers.as_ptr(),
-        regvals: values.as_mut_ptr(),
-    };
-    // SAFETY: both arrays have `count` elements and live during the call; the driver reads them.
-    unsafe { node.raw(VM_SET_REGISTER_SET, &mut request) }.map(drop)
+    set_many(node, vcpu, &numbers, &mut values)
 }
 
 fn descriptors() -> impl Iterator<Item = i32> {
