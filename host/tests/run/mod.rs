@@ -18,7 +18,14 @@ use tempfile::TempDir;
 /// The longest that anything here may take; hundreds of times what it does take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const HOST: &str = env!("CARGO_BIN_EXE_vmm-host");
+/// The host's own program, or that of the crate which runs these tests' scenes on another hypervisor.
+const HOST: &str = match option_env!("CARGO_BIN_EXE_vmm-host") {
+    Some(host) => host,
+    None => match option_env!("CARGO_BIN_EXE_vmm-host-emulated") {
+        Some(host) => host,
+        None => panic!("there is no program to test"),
+    },
+};
 const PLUGINS: [&str; 8] = [
     "uart",
     "console",
