@@ -47,10 +47,23 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Builds the host and every plugin.
+/// The host that has an emulation of illumos' vmm driver in the place of KVM.
+pub fn emulated_host(profile: Profile) -> PathBuf {
+    output(profile).join("vmm-host-emulated")
+}
+
+/// Builds the host, on either hypervisor, and every plugin.
 pub fn build(profile: Profile) -> Result<()> {
     // Not the whole workspace: examples and test plugins stay out of the host's search path.
-    let mut command = cargo(&["build", "-p", "vmm-host", "-p", "vmm-plugin-*"]);
+    let mut command = cargo(&[
+        "build",
+        "-p",
+        "vmm-host",
+        "-p",
+        "vmm-driver",
+        "-p",
+        "vmm-plugin-*",
+    ]);
     if profile == Profile::Release {
         command.arg("--release");
     }

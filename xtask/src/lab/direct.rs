@@ -20,7 +20,10 @@ fn stage(lab: &Lab, job: &Job, disks: Option<&Disks>) -> Result<(PathBuf, Comman
     }
     let file = directory.join(job.file.file_name().context("a job without a name")?);
     std::fs::copy(&job.file, &file)?;
-    let mut command = Command::new(workspace::host(lab.profile));
+    let mut command = Command::new(match job.emulated {
+        true => workspace::emulated_host(lab.profile),
+        false => workspace::host(lab.profile),
+    });
     command.arg(&file).current_dir(&directory);
     Ok((file, command))
 }

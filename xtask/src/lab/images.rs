@@ -393,7 +393,10 @@ impl Lab {
             )?;
         }
         copy(&self.cr8_module()?, &tree.join("modules/cr8_intercept.ko"))?;
-        let mut programs = vec![workspace::host(self.profile)];
+        let mut programs = vec![
+            workspace::host(self.profile),
+            workspace::emulated_host(self.profile),
+        ];
         programs.extend(workspace::plugins(self.profile)?);
         // What jobs judge images by.
         programs.push(packages::program("qemu-img", "qemu-utils")?);

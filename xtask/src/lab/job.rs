@@ -17,6 +17,8 @@ pub struct Job {
     pub script: bool,
     /// For a person, not for `lab test`.
     pub interactive: bool,
+    /// Runs on the emulation of illumos' vmm driver.
+    pub emulated: bool,
     /// Needs the disks that firmware boots.
     pub disks: bool,
     /// How long it may take.
@@ -71,6 +73,7 @@ impl Job {
             script: file.extension().is_some_and(|ending| ending == "sh"),
             interactive: false,
             disks: false,
+            emulated: false,
             limit: Duration::from_secs(120),
             exit: 0,
             sees: Vec::new(),
@@ -90,6 +93,7 @@ impl Job {
                 "sees" => job.sees.push(rest.to_owned()),
                 "shell" => job.interactive = true,
                 "disks" => job.disks = true,
+                "emulated" => job.emulated = true,
                 // For level 1, which prepares itself for it.
                 "firmware" => {}
                 "times" => {
