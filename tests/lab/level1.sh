@@ -4,5 +4,5 @@
 ls -l /dev/kvm
 vmm-host plugins || exit 1
 for file in *.toml; do
-    vmm-host check "$file" || exit 1
+    "$(host_of "$file")" check "$file" || exit 1
 done
