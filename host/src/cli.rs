@@ -70,6 +70,10 @@ pub struct Arguments {
     #[arg(long)]
     stats: bool,
 
+    /// Destroy a VM of the same name that is there already, for instance one that another program left behind (bhyve)
+    #[arg(long)]
+    force: bool,
+
     /// How much to log on stderr; overrides RUST_LOG [default: info]
     #[arg(long, value_name = "LEVEL", global = true, ignore_case = true)]
     log_level: Option<LogLevel>,
@@ -144,7 +148,7 @@ pub fn main<H: Vm>() -> ExitCode {
         Some(Command::Cpuid) => cpuid::<H>(),
         Some(Command::Plugins { name, markdown }) => plugins(name.as_deref(), markdown, &options),
         None => {
-            let begun = H::begin();
+            let begun = H::begin(arguments.force);
             accepted(&arguments.files, &options, H::KIND).map_or(EXIT_CONFIG, |loaded| {
                 loaded.registry.log_skipped();
                 vm::run::<H>(begun, loaded, launch).unwrap_or_else(|error| {

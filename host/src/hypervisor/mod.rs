@@ -214,8 +214,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// A VM that is being made, see [`Vm::begin`].
     type Begun: Send;
 
-    /// Begins to make a VM: what takes long and needs nothing of the VM file goes on while that is read. Returns at once.
-    fn begin() -> Self::Begun;
+    /// Begins to make a VM: what takes long and needs nothing of the VM file goes on while that is read. Returns at once. With `force`
+    /// the VM takes the place of one of the same name, where the hypervisor has names.
+    fn begin(force: bool) -> Self::Begun;
 
     /// Makes of `begun` the VM with `memory` bytes of RAM (as [`crate::memory::layout`] places them) made of what `backing` says, in the
     /// order that is cheapest for this hypervisor. It makes the memory too, since some hypervisors own it, and calls `early` as soon

@@ -50,7 +50,7 @@ pub(crate) fn cores(cpus: u8) -> CpuModel {
 
 /// A VM with `program` loaded, or `None` (and why, on standard output) where no hypervisor is to be had.
 pub(crate) fn vm(test: &str, program: &[u8]) -> Option<Backend> {
-    let (begun, backing) = (Backend::begin(), backing::Backing::default());
+    let (begun, backing) = (Backend::begin(false), backing::Backing::default());
     match Backend::create(begun, test, RAM, &backing, |_| {}) {
         Ok(vm) => {
             vm.memory().write(ENTRY, program).unwrap();
@@ -459,7 +459,7 @@ fn memory_beyond_the_machine_is_refused_before_a_vm_exists() {
     let error = format!(
         "{:#}",
         Backend::create(
-            Backend::begin(),
+            Backend::begin(false),
             "big",
             1 << 50,
             &backing::Backing::default(),

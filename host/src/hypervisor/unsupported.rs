@@ -27,7 +27,7 @@ impl Vm for UnsupportedVm {
     type Vcpu = UnsupportedVcpu;
     type Begun = ();
 
-    fn begin() {}
+    fn begin(_: bool) {}
 
     fn create(
         (): (),

@@ -81,7 +81,7 @@ impl Vm for FakeVm {
     type Vcpu = NoVcpu;
     type Begun = ();
 
-    fn begin() {}
+    fn begin(_: bool) {}
 
     fn create(
         (): (),

@@ -34,6 +34,8 @@ pub struct Settings {
     pub dirty_tracking: bool,
     /// A VM that is there already.
     pub other: Option<&'static str>,
+    /// Whether a process has that one open, and keeps it so.
+    pub other_held: bool,
     /// Milliseconds after its creation until somebody destroys a VM.
     pub destroyed_after: Option<u64>,
 }
@@ -50,6 +52,7 @@ impl Settings {
         reservoir_limit: 1 << 40,
         dirty_tracking: true,
         other: None,
+        other_held: false,
         destroyed_after: None,
     };
 
@@ -83,6 +86,7 @@ impl Settings {
             "dirty_tracking" => self.dirty_tracking = value.parse().ok()?,
             // One per process.
             "other" => self.other = Some(Box::leak(value.into())),
+            "other_held" => self.other_held = value.parse().ok()?,
             "destroyed_after" => self.destroyed_after = Some(value.parse().ok()?),
             _ => return None,
         }
@@ -174,7 +178,7 @@ impl Driver for Emulated {
                     if !settings().privileged {
                         return Err(errno(libc::EPERM));
                     }
-                    node::destroy(&name).map(|()| 0)
+                    destroy(&name).map(|()| 0)
                 }
                 VMM_VM_SUPPORTED => match settings().hvm_available {
                     true => Ok(0),
@@ -239,6 +243,18 @@ fn create(request: &VmCreateReq) -> io::Result<i32> {
             .spawn(destroy)?;
     }
     Ok(0)
+}
+
+/// Waits until nobody has it open.
+fn destroy(name: &str) -> io::Result<()> {
+    if settings().other != Some(name) {
+        return node::destroy(name);
+    }
+    while settings().other_held {
+        std::thread::park();
+    }
+    lock(&STATE).settings.other = None;
+    Ok(())
 }
 
 fn query() -> VmmResvQuery {

@@ -36,7 +36,7 @@ fn counting(name: &str) -> Option<(Emulation, impl Vcpu)> {
         println!("SKIPPED: {name}: /dev/kvm: {error}");
         return None;
     }
-    let vm = Emulation::create((), name, RAM, &Backing::default(), |_| {}).unwrap();
+    let vm = Emulation::create(false, name, RAM, &Backing::default(), |_| {}).unwrap();
     vm.memory().write(ENTRY, &COUNTER).unwrap();
     let mut vcpu = vm.create_vcpu(0, &model()).unwrap();
     let mut registers = vcpu.registers().unwrap();

@@ -139,7 +139,7 @@ fn what_the_driver_refuses_is_said_with_a_remedy() {
         ("version=15", &["version 15", "16 is the oldest", "update"]),
         ("hvm_available=false", &["VM test", "another hypervisor"]),
         ("zone_limit=0", &["VM test", "a zone may have one VM"]),
-        ("other=test", &["VM test", "bhyvectl --destroy --vm=test"]),
+        ("other=test", &["VM test", "--force"]),
     ] {
         let mut ran = run(settings, &plain).exited(1);
         for text in texts {
@@ -150,6 +150,32 @@ fn what_the_driver_refuses_is_said_with_a_remedy() {
         .exited(0)
         .logged("version 19")
         .logged("look for a newer vmm-host");
+}
+
+#[test]
+fn force_takes_the_place_of_a_vm_of_the_same_name() {
+    if !kvm("force_takes_the_place_of_a_vm_of_the_same_name") {
+        return;
+    }
+    let plain = vm("mode=poweroff", "", STDIO);
+    let force = |settings: &str| {
+        let scene = Scene::new();
+        let mut command = host();
+        command
+            .env("VMM_DRIVER", settings)
+            .env("VMM_DRIVER_STRICT", "1");
+        scene.start_with(command, &plain, &["--force"]).wait()
+    };
+    // What is not there is not asked for.
+    let ran = force("").exited(0);
+    assert!(!ran.err.contains("destroys"), "{ran}");
+    force("other=test")
+        .exited(0)
+        .logged("VM test is there already; --force destroys it");
+    force("other=test,other_held=true")
+        .exited(1)
+        .logged("still open in another process")
+        .logged("fuser /dev/vmm/test");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Making a VM: its name, the driver's version, and why it can't be made, with what to do about it.
 
 use std::io::{self, ErrorKind};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -8,10 +9,13 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::abi::*;
 use super::driver::Driver;
 use super::node::{self, Node};
+use crate::thread;
 
 /// How long a VM of the same name may take to go: its node stays until its last mapping is gone.
 const GOING: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long the process that has a VM may take to let go of it once that is destroyed.
+const LETTING_GO: Duration = Duration::from_secs(10);
 
 /// Opens the driver's control node, and refuses a driver that is too old.
 pub(super) fn open<D: Driver>() -> Result<D> {
@@ -22,10 +26,10 @@ pub(super) fn open<D: Driver>() -> Result<D> {
     Ok(driver)
 }
 
-/// Makes VM `name` and opens it. It ends with this process at the latest.
-pub(super) fn make<D: Driver>(driver: &D, name: &str, flags: u64) -> Result<Node> {
+/// Makes VM `name` and opens it. It ends with this process at the latest. With `force` it takes the place of one of that name.
+pub(super) fn make<D: Driver>(driver: &D, name: &str, flags: u64, force: bool) -> Result<Node> {
     let field = name_field(name)?;
-    create(driver, name, field, flags)?;
+    create(driver, name, field, flags, force)?;
     let opened = driver
         .instance(name)
         .with_context(|| format!("Cannot open /dev/vmm/{name}"));
@@ -49,12 +53,20 @@ fn create<D: Driver>(
     name: &str,
     field: [u8; VM_MAX_NAMELEN],
     flags: u64,
+    force: bool,
 ) -> Result<()> {
-    let end = Instant::now() + GOING;
+    let mut to_destroy = force;
+    let mut end = Instant::now() + GOING;
     loop {
         let mut request = VmCreateReq { name: field, flags };
         match node::control(driver, &node::CREATE_VM, &mut request) {
             Ok(_) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && to_destroy => {
+                log::warn!("VM {name} is there already; --force destroys it");
+                destroy::<D>(name, field)?;
+                to_destroy = false;
+                end = Instant::now() + GOING;
+            }
             // Also while an earlier VM of this name is being taken down.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && Instant::now() < end => {
                 std::thread::sleep(LOOK_AGAIN);
@@ -62,6 +74,36 @@ fn create<D: Driver>(
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(create_error(&error, name)),
         }
+    }
+}
+
+/// Destroys the VM of that name, which takes until the process that has it lets go of it.
+fn destroy<D: Driver>(name: &str, field: [u8; VM_MAX_NAMELEN]) -> Result<()> {
+    let (told, answer) = mpsc::channel();
+    // The request has no limit of time, so it is left behind if it takes too long.
+    let request = move || {
+        let driver = D::open()?;
+        let mut request = VmDestroyReq { name: field };
+        loop {
+            match node::control(&driver, &node::DESTROY_VM, &mut request) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                answer => break answer,
+            }
+        }
+    };
+    thread::spawn("destroy", move || told.send(request()))
+        .context("The system has no thread left")?;
+    match answer.recv_timeout(LETTING_GO) {
+        Ok(Ok(_)) => Ok(()),
+        // It has gone meanwhile.
+        Ok(Err(error)) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Ok(Err(error)) => Err(anyhow!(
+            "bhyve refused to destroy the VM {name} that is there: {error}: run as root, in the zone that has the VM"
+        )),
+        Err(_) => Err(anyhow!(
+            "VM {name} is destroyed, but still open in another process, which \"fuser /dev/vmm/{name}\" names: end that, and start \
+             this again"
+        )),
     }
 }
 
@@ -121,22 +163,21 @@ fn open_error(error: &io::Error) -> anyhow::Error {
 
 fn create_error(error: &io::Error, name: &str) -> anyhow::Error {
     let remedy = match error.raw_os_error() {
-        Some(libc::EEXIST) => format!(
-            "there is one already: stop it, or remove what was left behind with \"bhyvectl --destroy --vm={name}\""
-        ),
+        Some(libc::EEXIST) => {
+            "there is one already: stop it, or run this with --force, which destroys that one"
+        }
         Some(libc::EPERM | libc::EACCES) => {
-            "it may not be made from here: run as root, in a zone that may have VMs".into()
+            "it may not be made from here: run as root, in a zone that may have VMs"
         }
         Some(libc::ENXIO) => {
             "this processor's virtualisation is turned off in the firmware setup, or another hypervisor holds it: turn it on, or \
              stop the other"
-                .into()
         }
         Some(libc::EINVAL) => {
-            "the driver refuses it: a zone may have one VM, so stop the one that this zone has".into()
+            "the driver refuses it: a zone may have one VM, so stop the one that this zone has"
         }
-        Some(libc::ENOMEM) => "the system is out of memory: stop something".into(),
-        _ => "the driver refuses it".into(),
+        Some(libc::ENOMEM) => "the system is out of memory: stop something",
+        _ => "the driver refuses it",
     };
     anyhow!("bhyve refused VM {name}: {error}: {remedy}")
 }
@@ -192,7 +233,7 @@ mod tests {
             );
         }
         for (errno, remedy) in [
-            (libc::EEXIST, "bhyvectl --destroy --vm=guest"),
+            (libc::EEXIST, "--force"),
             (libc::EPERM, "run as root"),
             (libc::ENXIO, "firmware setup"),
             (libc::EINVAL, "one VM"),

@@ -77,19 +77,23 @@ impl<D> fmt::Debug for BhyveVm<D> {
 impl<D: Driver> Vm for BhyveVm<D> {
     const KIND: Kind = Kind::Bhyve;
     type Vcpu = BhyveVcpu;
-    type Begun = ();
+    /// Whether it takes the place of a VM of the same name.
+    type Begun = bool;
 
     /// The driver wants the VM's name first, and is quick.
-    fn begin() {}
+    fn begin(force: bool) -> bool {
+        force
+    }
 
     fn create(
-        (): (),
+        force: bool,
         name: &str,
         bytes: u64,
         backing: &Backing,
         early: impl FnOnce(&Arc<GuestMemory>),
     ) -> Result<Self> {
-        make::<D>(name, bytes, backing, early).with_context(|| format!("Cannot create VM {name}"))
+        make::<D>(force, name, bytes, backing, early)
+            .with_context(|| format!("Cannot create VM {name}"))
     }
 
     fn memory(&self) -> &Arc<GuestMemory> {
@@ -111,7 +115,7 @@ impl<D: Driver> Vm for BhyveVm<D> {
     /// Only a VM can tell: one without memory is made for it, and goes at once.
     fn host_cpuid() -> Result<CpuidProfile> {
         let name = format!("vmm-host-cpuid-{}", std::process::id());
-        let node = create::make(&create::open::<D>()?, &name, 0)?;
+        let node = create::make(&create::open::<D>()?, &name, 0, false)?;
         cpuid::host(&node)
     }
 
@@ -240,6 +244,7 @@ impl<D> BhyveVm<D> {
 }
 
 fn make<D: Driver>(
+    force: bool,
     name: &str,
     bytes: u64,
     backing: &Backing,
@@ -248,7 +253,7 @@ fn make<D: Driver>(
     let flags = memory::create_flags(backing)?;
     crate::memory::check_size(bytes)?;
     let driver = create::open::<D>()?;
-    let node = create::make(&driver, name, flags)?;
+    let node = create::make(&driver, name, flags, force)?;
     let memory = Arc::new(memory::create_ram(&driver, &node, bytes, backing)?);
     early(&memory);
     let (cpuid, max_vcpus) = (cpuid::host(&node)?, max_vcpus(&node)?);

@@ -15,7 +15,7 @@ use scripted_driver::{Fake, FakeDriver, VMS};
 const RAM: u64 = 4 << 20;
 
 fn vm(name: &str) -> (BhyveVm<FakeDriver>, Arc<Fake>) {
-    let vm = BhyveVm::create((), name, RAM, &Backing::default(), |_| {}).unwrap();
+    let vm = BhyveVm::create(false, name, RAM, &Backing::default(), |_| {}).unwrap();
     (vm, Fake::of(name))
 }
 
@@ -150,7 +150,7 @@ fn a_vm_is_made_and_goes_with_its_last_user() {
 #[test]
 fn what_cannot_be_made_leaves_nothing_behind() {
     let create = |name: &str, memory| {
-        let made = BhyveVm::<FakeDriver>::create((), name, memory, &Backing::default(), |_| {});
+        let made = BhyveVm::<FakeDriver>::create(false, name, memory, &Backing::default(), |_| {});
         format!("{:#}", made.map(drop).unwrap_err())
     };
     let error = create("unopenable", RAM);

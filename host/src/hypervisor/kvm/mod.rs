@@ -74,7 +74,8 @@ impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
     type Begun = KvmBegun;
 
-    fn begin() -> KvmBegun {
+    /// Names are not taken here.
+    fn begin(_: bool) -> KvmBegun {
         KvmBegun(thread::spawn("kvm", make))
     }
 
