@@ -99,7 +99,8 @@ pub fn read_cached(file: BorrowedFd<'_>, offset: u64, list: &[GuestSlice]) -> bo
             libc::RWF_NOWAIT,
         )
     };
-    usize::try_from(moved).is_ok_and(|moved| moved == list.iter().map(GuestSlice::len).sum())
+    usize::try_from(moved)
+        .is_ok_and(|moved| moved == list.iter().map(GuestSlice::len).sum::<usize>())
 }
 
 /// Elsewhere the kernel does not say what is in its cache.

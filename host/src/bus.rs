@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 
 use crate::hypervisor::{ExitHandler, Space};
+use crate::probes;
 
 /// How many different unclaimed addresses each bus logs before it goes silent.
 const UNCLAIMED_LOGGED: usize = 256;
@@ -418,16 +419,22 @@ pub struct BusAccess {
 
 impl ExitHandler for BusAccess {
     fn pio_read(&mut self, port: u16, width: u8) -> u32 {
-        self.pio.read(u64::from(port), width) as u32
+        let value = self.pio.read(u64::from(port), width) as u32;
+        probes::pio_read(port, width, value);
+        value
     }
     fn pio_write(&mut self, port: u16, width: u8, value: u32) {
         self.pio.write(u64::from(port), width, u64::from(value));
+        probes::pio_write(port, width, value);
     }
     fn mmio_read(&mut self, address: u64, width: u8) -> u64 {
-        self.mmio.read(address, width)
+        let value = self.mmio.read(address, width);
+        probes::mmio_read(address, width, value);
+        value
     }
     fn mmio_write(&mut self, address: u64, width: u8, value: u64) {
         self.mmio.write(address, width, value);
+        probes::mmio_write(address, width, value);
     }
 }
 

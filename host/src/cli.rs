@@ -15,6 +15,7 @@ use crate::hypervisor::{Kind, Vm};
 use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
+use crate::probes;
 use crate::vm::{self, Launch};
 
 /// The exit code of a VM that could not be built or failed while it ran.
@@ -138,6 +139,7 @@ pub fn main<H: Vm>() -> ExitCode {
     let arguments = Arguments::parse();
     refuse_both(&arguments);
     start_log(arguments.log_level, started);
+    probes::register();
     let launch = Launch {
         started,
         statistics: arguments.stats,

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod plugins;
+pub mod probes;
 pub mod thread;
 pub mod vcpu;
 pub mod vm;

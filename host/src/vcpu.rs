@@ -15,7 +15,7 @@ use crate::diagnose;
 use crate::hypervisor::{Exit, ExitHandler, Kick, Vcpu, affinity};
 use crate::machine::power::{EventSender, VmEvent};
 use crate::memory::GuestMemory;
-use crate::thread;
+use crate::{probes, thread};
 
 const PARKED: u8 = 0;
 const RUNNING: u8 = 1;
@@ -309,7 +309,9 @@ fn run<V: Vcpu>(
 ) -> Option<VmEvent> {
     let own = &shared.cpus[cpu as usize];
     while shared.wanted.load(Ordering::Acquire) == RUNNING {
-        match vcpu.run(handler) {
+        let exit = vcpu.run(handler);
+        probes::vcpu_exit(cpu, exit.as_ref().map_or("refused", Exit::name));
+        match exit {
             Ok(Exit::Kicked) => {
                 if own.probe.swap(false, Ordering::AcqRel) {
                     let rounds = own.halted_rounds.load(Ordering::Relaxed);

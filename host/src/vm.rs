@@ -28,6 +28,7 @@ use crate::plugins::iothread::IoThread;
 use crate::plugins::object::Object;
 use crate::plugins::statistics;
 use crate::plugins::wiring::Isa;
+use crate::probes;
 use crate::vcpu::{Freezer, VcpuSet};
 use guest::Guest;
 use reset_log::ResetLog;
@@ -334,6 +335,7 @@ impl<H: Hypervisor> Vm<H> {
             let why = why.to_owned();
             return Ok(Next::End(Ending { code, why }));
         }
+        probes::reset(&self.config.name, why);
         if let Some(line) = resets.line(why, Instant::now()) {
             log::info!("{line}");
         }
@@ -350,6 +352,7 @@ impl<H: Hypervisor> Vm<H> {
         self.objects.devices.iter().try_for_each(Device::resume)?;
         self.asked_to_stop = false;
         self.forget_resets();
+        probes::reset_done(&self.config.name);
         self.vcpus.resume();
         Ok(Next::GoOn)
     }

@@ -14,6 +14,8 @@ mod descriptions;
 mod faults;
 #[path = "plugins/generations.rs"]
 mod generations;
+#[path = "plugins/names.rs"]
+mod names;
 #[path = "plugins/objects.rs"]
 mod objects;
 #[path = "plugins/refused.rs"]

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["vcpu"],
     &["boot", "config", "diagnose", "machine", "plugins"],
     &["bus", "hypervisor", "memory", "pci"],
-    &["thread"],
+    &["probes", "thread"],
 ];
 
 /// Where `unsafe` may be used, apart from tests: prefixes of paths.
@@ -70,6 +70,7 @@ const SYSTEMS: &[&str] = &[
     // The name of GNU's linker.
     "guests/selftest/build.rs",
     // Tests of what one system has.
+    "host/tests/tracing.rs",
     "plugins/file/tests/",
     // illumos' driver over Linux' KVM.
     "tests/vmm-driver/",

@@ -11,7 +11,7 @@ use vmm_abi::Str;
 use vmm_abi::device::{EVENT_ERROR, EVENT_HANGUP, EVENT_READ, EVENT_TIMER, EVENT_WRITE};
 use vmm_abi::host::{
     self as abi, ControlTable, CounterTable, EventTable, FaultTable, IrqTable, LogTable,
-    MemoryTable, StartupTable, ThreadTable,
+    MemoryTable, NameTable, StartupTable, ThreadTable,
 };
 
 use crate::iface::service;
@@ -33,6 +33,7 @@ struct Instance {
     control: Option<&'static ControlTable>,
     startup: Option<&'static StartupTable>,
     thread: Option<&'static ThreadTable>,
+    name: Option<&'static NameTable>,
 }
 
 // SAFETY: the ABI allows host services to be called from any thread; `raw` is never changed.
@@ -150,6 +151,7 @@ impl Host {
             control: service(&raw, abi::CONTROL),
             startup: service(&raw, abi::STARTUP),
             thread: service(&raw, abi::THREAD),
+            name: service(&raw, abi::NAME),
             raw,
         }))
     }
@@ -384,6 +386,22 @@ impl Host {
         self.0
             .thread
             .is_some_and(|table| unsafe { (table.gather)(self.0.raw.ctx, u32::from(on)) } == 0)
+    }
+
+    /// The name of the object's table in the VM file, such as `block_dev.root`; empty if the host does not tell.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        let Some(table) = self.0.name else {
+            return "";
+        };
+        // SAFETY: a call by the table's contract.
+        let name = unsafe { (table.name)(self.0.raw.ctx) };
+        if name.len == 0 {
+            return "";
+        }
+        // SAFETY: the table promises text that is valid for the life of the process.
+        let bytes = unsafe { std::slice::from_raw_parts(name.ptr, name.len) };
+        std::str::from_utf8(bytes).unwrap_or("")
     }
 
     /// Logs under the object's own name. The `log` macros work as well, but only say which plugin speaks.

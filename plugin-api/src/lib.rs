@@ -55,6 +55,7 @@ mod log_bridge;
 mod memory;
 mod options;
 mod pace;
+mod probes;
 mod queue;
 #[cfg(feature = "testing")]
 pub mod testing;

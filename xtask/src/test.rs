@@ -154,6 +154,9 @@ const JUDGES: &[(&str, &str)] = &[
     ("mdir", "mtools"),
     ("fsck.vfat", "dosfstools"),
     ("qemu-img", "qemu-utils"),
+    ("readelf", "binutils"),
+    ("perf", "linux-perf"),
+    ("bpftrace", "bpftrace"),
 ];
 
 /// What a failed test wrote: cargo's tests print it below a line of its name.

@@ -155,6 +155,20 @@ pub enum Exit {
     Crash(String),
 }
 
+impl Exit {
+    /// What happened, in a word or two.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Kicked => "kicked",
+            Self::TripleFault => "triple fault",
+            Self::Halted => "halted",
+            Self::Destroyed => "destroyed",
+            Self::Crash(_) => "crash",
+        }
+    }
+}
+
 /// One virtual CPU. Owned and run by its own thread.
 pub trait Vcpu: Send {
     /// Runs the guest until something other than a register access happens.

@@ -15,8 +15,9 @@ use log::Level;
 use vmm_abi::device::EventsTable;
 use vmm_abi::host::{
     CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
-    FAULT, FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable,
-    REQUEST_FAILURE, REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable, THREAD, ThreadTable,
+    FAULT, FaultTable, IRQ, IrqTable, LOG, LogTable, MEMORY, MemTable, MemoryTable, NAME,
+    NameTable, REQUEST_FAILURE, REQUEST_POWER_OFF, REQUEST_RESET, STARTUP, StartupTable, THREAD,
+    ThreadTable,
 };
 use vmm_abi::{Host, Iface, LAYOUT_ABI_STABLE_0_11, Str};
 
@@ -271,6 +272,7 @@ unsafe extern "C" fn service(_ctx: *mut c_void, name: Str) -> Iface {
         CONTROL => offer(&ControlTable { request }),
         STARTUP => offer(&StartupTable { hold, release }),
         THREAD => offer(&ThreadTable { gather }),
+        NAME => offer(&NameTable { name: label }),
         _ => Iface::NONE,
     }
 }
@@ -287,6 +289,11 @@ unsafe fn instance(ctx: *mut c_void) -> &'static Instance {
 unsafe extern "C" fn memory(ctx: *mut c_void) -> *const MemTable {
     // SAFETY: plugins pass the ctx they were given.
     unsafe { instance(ctx) }.shared.memory.table()
+}
+
+unsafe extern "C" fn label(ctx: *mut c_void) -> Str {
+    // SAFETY: plugins pass the ctx they were given.
+    Str::new(unsafe { instance(ctx) }.label())
 }
 
 /// Runs `f` with the device's wiring.

@@ -122,6 +122,11 @@
  */
 #define VMM_THREAD "vmm.host.thread/1"
 
+/*
+ Service name of `NameTable`.
+ */
+#define VMM_NAME "vmm.host.name/1"
+
 
 /*
  ABI generation. A host refuses a plugin of another major number.
@@ -1151,5 +1156,15 @@ typedef struct {
      */
     int32_t (*gather)(void *ctx, uint32_t on);
 } VmmThreadTable;
+
+/*
+ `vmm.host.name/1`: what the operator calls the object, for messages and probes.
+ */
+typedef struct {
+    /*
+     The name of its table in the VM file, such as `block_dev.root`. Valid for the life of the process.
+     */
+    VmmStr (*name)(void *ctx);
+} VmmNameTable;
 
 #endif  /* VMM_PLUGIN_H */

@@ -23,6 +23,8 @@ pub const CONTROL: &str = "vmm.host.control/1";
 pub const STARTUP: &str = "vmm.host.startup/1";
 /// Service name of [`ThreadTable`].
 pub const THREAD: &str = "vmm.host.thread/1";
+/// Service name of [`NameTable`].
+pub const NAME: &str = "vmm.host.name/1";
 
 /// [`LogTable`] level: something failed.
 pub const LOG_ERROR: u32 = 1;
@@ -198,4 +200,13 @@ pub struct ThreadTable {
     /// thread is at first. Returns `-ENOTSUP`, and changes nothing, where the system knows no such difference or the operator
     /// has chosen how the process is scheduled.
     pub gather: unsafe extern "C" fn(ctx: *mut c_void, on: u32) -> i32,
+}
+
+/// `vmm.host.name/1`: what the operator calls the object, for messages and probes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "layout", derive(abi_stable::StableAbi))]
+pub struct NameTable {
+    /// The name of its table in the VM file, such as `block_dev.root`. Valid for the life of the process.
+    pub name: unsafe extern "C" fn(ctx: *mut c_void) -> Str,
 }

@@ -15,7 +15,7 @@ use vmm_abi::device::{
 };
 use vmm_abi::host::{
     ControlTable, CounterTable, EventTable, FaultTable, IrqTable, LogTable, MemRegion, MemTable,
-    MemoryTable, StartupTable, ThreadTable,
+    MemoryTable, NameTable, StartupTable, ThreadTable,
 };
 use vmm_abi::{Base, Host, Iface, Obj, Opt, Root, Sink, Str};
 
@@ -165,6 +165,7 @@ fn assertions() -> Result<String, std::fmt::Error> {
         ControlTable { request }
         StartupTable { hold, release }
         ThreadTable { gather }
+        NameTable { name }
     }
     Ok(out)
 }

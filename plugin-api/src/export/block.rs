@@ -104,7 +104,7 @@ impl<T: BlockBackend> BlockTables<T> {
                 std::slice::from_raw_parts(reqs.cast::<BlockRequest>(), count),
             )
         };
-        let begun = queue.meter.begin();
+        let begun = queue.meter.begin(reqs);
         let taken = guard::call(&queue.host, "submit", 0, || queue.inner.submit(batch));
         queue.meter.taken(&reqs[..taken.min(count)], begun);
         taken

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use vmm_abi::block::{BlockDone, BlockReq};
 
-use crate::{Counter, Host};
+use crate::{Counter, Host, probes};
 
 /// Requests and bytes, by `OP_*`. Bytes of a flush are none.
 const NAMES: [(&str, &str); 5] = [
@@ -26,6 +26,8 @@ const BUCKETS: usize = 26;
 
 /// The counters of a queue's backend, and the request that the queue follows.
 pub(super) struct Meter {
+    /// What the backend is called.
+    disk: &'static str,
     kinds: [(Counter, Counter); NAMES.len()],
     errors: Counter,
     latency: [Counter; BUCKETS],
@@ -37,6 +39,7 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(host: &Host) -> Self {
         Self {
+            disk: host.name(),
             kinds: NAMES.map(|(count, bytes)| (host.counter(count), host.counter(bytes))),
             errors: host.counter("errors"),
             latency: std::array::from_fn(|index| {
@@ -48,7 +51,10 @@ impl Meter {
     }
 
     /// A batch comes. Returns when, if one of its requests is to be followed.
-    pub(super) fn begin(&mut self) -> Option<Instant> {
+    pub(super) fn begin(&mut self, requests: &[BlockReq]) -> Option<Instant> {
+        for request in requests {
+            probes::request_start(self.disk, request);
+        }
         if self.followed.is_some() {
             return None;
         }
@@ -91,6 +97,9 @@ impl Meter {
 
     /// These completions go out.
     pub(super) fn reaped(&mut self, done: &[BlockDone]) {
+        for done in done {
+            probes::request_done(self.disk, done);
+        }
         let errors: u64 = done.iter().map(|done| u64::from(done.result < 0)).sum();
         if errors != 0 {
             self.errors.add(errors);

@@ -311,6 +311,7 @@ pub unsafe extern "C" fn init(host: *const vmm_abi::Host) -> i32 {
     match guard::catch(|| crate::log_bridge::install(unsafe { *host })) {
         Ok(()) => {
             guard::install_panic_hook();
+            crate::probes::register();
             0
         }
         Err(_) => -libc::EIO,

@@ -14,7 +14,7 @@ use vmm_abi::device::EVENT_TIMER;
 use vmm_abi::host::{
     CONTROL, COUNTER, ControlTable, CounterTable, DOORBELL_END, DOORBELL_MATCH, EVENT, EventTable,
     FAULT, FaultTable, IRQ, IrqTable, LOG, LOG_TRACE, LogTable, MEMORY, MemTable, MemoryTable,
-    STARTUP, StartupTable, THREAD, ThreadTable,
+    NAME, NameTable, STARTUP, StartupTable, THREAD, ThreadTable,
 };
 use vmm_abi::{Iface, Str};
 
@@ -112,8 +112,14 @@ unsafe extern "C" fn service(_ctx: *mut c_void, name: Str) -> Iface {
         CONTROL => offer(&ControlTable { request }),
         STARTUP => offer(&StartupTable { hold, release }),
         THREAD => offer(&ThreadTable { gather }),
+        NAME => offer(&NameTable { name: object_name }),
         _ => Iface::NONE,
     }
+}
+
+/// All are called the same.
+unsafe extern "C" fn object_name(_: *mut c_void) -> Str {
+    Str::new("test")
 }
 
 unsafe extern "C" fn gather(ctx: *mut c_void, on: u32) -> i32 {
