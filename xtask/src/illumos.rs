@@ -67,6 +67,8 @@ impl Compiler {
             return Ok(compiler);
         }
         println!("preparing a standard library for {TARGET} (some minutes, once)");
+        // Names in lists that are older than what is downloaded would not belong together.
+        packages::update()?;
         let library = packages::dependency("libstd-rust-web-dev", "libstd-rust-web-1")?;
         let llvm = packages::dependency("rustc-web", "libllvm")
             .or_else(|_| packages::dependency(&library, "libllvm"))?;
