@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -51,15 +51,7 @@ pub(super) fn build<H: Hypervisor>(
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
-    let (hypervisor, placing) = making.made()?;
-    let hypervisor = Arc::new(hypervisor);
-    let cpus = u32::from(config.cpus);
-    let topology = config.cpu_model.topology;
-    let max = hypervisor.max_vcpus();
-    ensure!(
-        cpus <= max,
-        "[main] cpus = {cpus} is more than this host's hypervisor allows: at most {max}"
-    );
+    let (hypervisor, placing, vcpus) = making.vm()?;
     timeline.mark(Mark::VmCreated);
 
     let io = IoThread::start()?;
@@ -74,7 +66,9 @@ pub(super) fn build<H: Hypervisor>(
     let machine = Arc::new(Machine::new(
         hypervisor.clone(),
         hypervisor.memory(),
-        (0..cpus).map(|cpu| topology.apic_id(cpu)).collect(),
+        (0..u32::from(config.cpus))
+            .map(|cpu| config.cpu_model.topology.apic_id(cpu))
+            .collect(),
         config.board,
         debug_port.clone(),
         mailbox.events(),
@@ -102,9 +96,7 @@ pub(super) fn build<H: Hypervisor>(
     let guest = images.place(placing, &hypervisor, &machine, &config)?;
     timeline.mark(Mark::DevicesCreated);
 
-    let vcpus = (0..cpus)
-        .map(|cpu| hypervisor.create_vcpu(cpu, &config.cpu_model))
-        .collect::<Result<Vec<_>>>()?;
+    let vcpus = joined(vcpus)?;
     let spoke = Arc::new(AtomicBool::new(false));
     let handler = |_| Watched::new(machine.exit_handler(), timeline.clone(), spoke.clone());
     let vcpus = VcpuSet::spawn(
@@ -136,30 +128,62 @@ pub(super) fn build<H: Hypervisor>(
     })
 }
 
-/// The VM on its way, on a thread of its own: the hypervisor mostly waits meanwhile.
-struct Making<H>(JoinHandle<Result<(H, Option<Placing>)>>);
+/// The VM on its way, and then its CPUs, on a thread of its own: the hypervisor mostly waits meanwhile.
+struct Making<H: Hypervisor> {
+    vm: Receiver<(Arc<H>, Option<Placing>)>,
+    vcpus: Vcpus<H>,
+}
+
+/// CPUs on their way.
+type Vcpus<H> = JoinHandle<Result<Vec<<H as Hypervisor>::Vcpu>>>;
 
 impl<H: Hypervisor> Making<H> {
     /// Begins. As soon as there is memory, `kernel` is placed in it, on a thread of its own if there is one.
     fn begin(begun: H::Begun, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) -> Result<Self> {
         let (name, bytes) = (config.name.clone(), config.memory_bytes);
-        let backing = config.backing.clone();
+        let (backing, model) = (config.backing.clone(), config.cpu_model.clone());
+        let cpus = u32::from(config.cpus);
+        let (made, receiver) = channel();
         let make = move || {
             let mut placing = None;
             let vm = H::create(begun, &name, bytes, &backing, |memory| {
                 placing = kernel.and_then(|files| Placing::begin(files, memory.clone()).ok());
             })?;
-            Ok((vm, placing))
+            let vm = Arc::new(vm);
+            let max = vm.max_vcpus();
+            ensure!(
+                cpus <= max,
+                "[main] cpus = {cpus} is more than this host's hypervisor allows: at most {max}"
+            );
+            if made.send((Arc::clone(&vm), placing)).is_err() {
+                // Nobody waits for the VM any more: something else has failed.
+                return Ok(Vec::new());
+            }
+            (0..cpus).map(|cpu| vm.create_vcpu(cpu, &model)).collect()
         };
         let thread = thread::spawn("hypervisor", make);
-        Ok(Self(thread.context("The system has no thread left")?))
+        Ok(Self {
+            vm: receiver,
+            vcpus: thread.context("The system has no thread left")?,
+        })
     }
 
-    fn made(self) -> Result<(H, Option<Placing>)> {
-        self.0
-            .join()
-            .map_err(|_| anyhow!("The thread that makes the VM has panicked"))?
+    /// The VM, which CPUs are still being added to.
+    fn vm(self) -> Result<(Arc<H>, Option<Placing>, Vcpus<H>)> {
+        match self.vm.recv() {
+            Ok((vm, placing)) => Ok((vm, placing, self.vcpus)),
+            Err(_) => Err(match joined(self.vcpus) {
+                Err(error) => error,
+                Ok(_) => anyhow!("The thread that makes the VM has made none"),
+            }),
+        }
     }
+}
+
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .map_err(|_| anyhow!("The thread that makes the VM has panicked"))?
 }
 
 /// Where `[main] debug_port` sends what firmware says.
