@@ -16,7 +16,7 @@ use crate::plugins::inspect;
 use crate::plugins::registry::Registry;
 use crate::plugins::search::{SearchOptions, search};
 use crate::probes;
-use crate::vm::{self, Launch};
+use crate::vm::{self, Launch, Making};
 
 /// The exit code of a VM that could not be built or failed while it ran.
 pub const EXIT_FAILURE: u8 = 1;
@@ -150,10 +150,10 @@ pub fn main<H: Vm>() -> ExitCode {
         Some(Command::Cpuid) => cpuid::<H>(),
         Some(Command::Plugins { name, markdown }) => plugins(name.as_deref(), markdown, &options),
         None => {
-            let begun = H::begin(arguments.force);
+            let making = Making::<H>::begin(arguments.force);
             accepted(&arguments.files, &options, H::KIND).map_or(EXIT_CONFIG, |loaded| {
                 loaded.registry.log_skipped();
-                vm::run::<H>(begun, loaded, launch).unwrap_or_else(|error| {
+                vm::run(making, loaded, launch).unwrap_or_else(|error| {
                     log::error!("{error:#}");
                     EXIT_FAILURE
                 })
@@ -166,6 +166,9 @@ pub fn main<H: Vm>() -> ExitCode {
 /// Ends the process if there are files to run and a command, which clap could forbid only together with options before a
 /// command. Behind a file, clap takes the command's name for that of another.
 fn refuse_both(arguments: &Arguments) {
+    if arguments.command.is_none() && arguments.files.len() < 2 {
+        return;
+    }
     let mut command = Arguments::command();
     let named = |file: &PathBuf| command.find_subcommand(file).is_some();
     let both = arguments.command.is_some() && !arguments.files.is_empty();

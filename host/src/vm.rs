@@ -3,6 +3,7 @@
 mod build;
 mod growth;
 mod guest;
+mod making;
 mod placing;
 mod reset_log;
 mod signals;
@@ -31,7 +32,9 @@ use crate::plugins::wiring::Isa;
 use crate::probes;
 use crate::vcpu::{Freezer, VcpuSet};
 use guest::Guest;
+pub use making::Making;
 use reset_log::ResetLog;
+use signals::Signals;
 
 /// The exit code of a VM that another process has destroyed.
 pub const EXIT_DESTROYED: u8 = 4;
@@ -128,6 +131,8 @@ struct Vm<H: Hypervisor> {
     hypervisor: Arc<H>,
     guest: Guest<H>,
     messages: Receiver<Message>,
+    /// Until they are delivered.
+    signals: Option<Signals>,
     /// Messages that came during a restart.
     waiting: VecDeque<Message>,
     timeline: Arc<Timeline>,
@@ -148,13 +153,13 @@ pub struct Launch {
     pub statistics: bool,
 }
 
-/// Runs the VM of a checked file, which the hypervisor has `begun` to make, to its end and returns the exit code that the
+/// Runs the VM of a checked file, whose `making` has begun, to its end and returns the exit code that the
 /// file names for how it ended.
 ///
 /// # Errors
 /// The VM could not be built, or failed: the text names what and why.
-pub fn run<H: Hypervisor>(begun: H::Begun, loaded: Loaded, launch: Launch) -> Result<u8> {
-    let mut vm = build::build::<H>(begun, loaded.config, launch.started)?;
+pub fn run<H: Hypervisor>(making: Making<H>, loaded: Loaded, launch: Launch) -> Result<u8> {
+    let mut vm = build::build(making, loaded.config, launch.started)?;
     let result = vm.start().and_then(|ended| match ended {
         Some(ending) => Ok(ending),
         None => vm.serve(),
@@ -209,6 +214,9 @@ impl<H: Hypervisor> Vm<H> {
         for device in &self.objects.devices {
             device.start()?;
         }
+        if !self.shared.startup.reasons().is_empty() {
+            self.deliver_signals()?;
+        }
         for reason in self.shared.startup.reasons() {
             log::info!("the guest starts after {reason}");
         }
@@ -238,7 +246,14 @@ impl<H: Hypervisor> Vm<H> {
         }
         self.timeline.mark(Mark::Running);
         self.vcpus.resume();
+        // What follows is not what the guest should wait for.
+        self.hypervisor.started();
+        self.deliver_signals()?;
         Ok(None)
+    }
+
+    fn deliver_signals(&mut self) -> Result<()> {
+        self.signals.take().map_or(Ok(()), Signals::deliver)
     }
 
     /// Acts on messages until the VM ends.

@@ -226,9 +226,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
     /// The vCPU that belongs to it.
     type Vcpu: Vcpu;
     /// A VM that is being made, see [`Vm::begin`].
-    type Begun: Send;
+    type Begun;
 
-    /// Begins to make a VM: what takes long and needs nothing of the VM file goes on while that is read. Returns at once. With `force`
+    /// Begins to make a VM, with what takes long and needs nothing of the VM file: that is read on another thread meanwhile. With `force`
     /// the VM takes the place of one of the same name, where the hypervisor has names.
     fn begin(force: bool) -> Self::Begun;
 
@@ -246,6 +246,9 @@ pub trait Vm: Send + Sync + Sized + 'static {
         backing: &backing::Backing,
         early: impl FnOnce(&Arc<GuestMemory>),
     ) -> anyhow::Result<Self>;
+
+    /// The guest runs now, for the first time: what was better left until then. Returns soon.
+    fn started(&self) {}
 
     /// The guest's RAM.
     fn memory(&self) -> &Arc<GuestMemory>;

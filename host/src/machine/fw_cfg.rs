@@ -135,12 +135,11 @@ impl Items {
         self.name(name, Contents::Fixed(bytes.into()))
     }
 
-    /// Adds a file that is made anew whenever a guest selects it. Its length stays what it is now.
+    /// Adds a file of `len` bytes that is made anew whenever a guest selects it.
     ///
     /// # Errors
     /// As for [`Items::file`].
-    pub fn made(&mut self, name: &str, make: Maker) -> Result<()> {
-        let len = make().len();
+    pub fn made(&mut self, name: &str, len: usize, make: Maker) -> Result<()> {
         self.name(name, Contents::Made(len, make))
     }
 

@@ -251,9 +251,8 @@ impl Candidates {
             text,
         } in &self.files
         {
-            // What is escaped could be any name.
             let wanted = text.as_ref().map_or(true, |text| {
-                text.contains('\\') || names.iter().any(|name| text.contains(name))
+                has_escaped_letters(text) || names.iter().any(|name| text.contains(name))
             });
             if wanted {
                 found.add(path.clone(), *directory, text.clone());
@@ -293,6 +292,19 @@ impl Found {
     }
 }
 
+/// Whether a part of a name could be written otherwise than it reads, by an escape (TOML 1.1, "String").
+fn has_escaped_letters(text: &str) -> bool {
+    let mut rest = text;
+    while let Some((_, escape)) = rest.split_once('\\') {
+        // These stand in no name.
+        if !escape.starts_with(['"', '\\', 'n', 't']) {
+            return true;
+        }
+        rest = &escape[1..];
+    }
+    false
+}
+
 /// The `.so` files of a directory by name; `None` if the directory was seen before.
 fn shared_objects(
     directory: &Path,
@@ -310,6 +322,32 @@ fn shared_objects(
             files.push(path);
         }
     }
-    files.sort();
+    // By path they would be compared piece by piece.
+    files.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(Some(files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_escapes_that_may_be_letters_make_a_text_suspect() {
+        for text in [
+            "name = \"file\"",
+            r#"about = "a \"quoted\" word""#,
+            r#"about = "C:\\u0066""#,
+            r#"about = "\n\t\\""#,
+        ] {
+            assert!(!has_escaped_letters(text), "{text}");
+        }
+        for text in [
+            r#"name = "\u0066ile""#,
+            r#"name = "\x66ile""#,
+            r#"about = "\\", name = "\U00000066ile""#,
+            "name = \"\"\"fi\\\nle\"\"\"",
+        ] {
+            assert!(has_escaped_letters(text), "{text}");
+        }
+    }
 }

@@ -6,17 +6,17 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail};
 use vmm_abi::{KIND_BLOCK, KIND_CHAR, KIND_DEVICE};
 
 use super::guest::Images;
-use super::placing::{KernelFiles, Placing};
+use super::making::Making;
+use super::signals::Signals;
 use super::watched::Watched;
-use super::{Mailbox, Message, Objects, Vm, signals};
+use super::{Mailbox, Message, Objects, Vm};
 use crate::config::{BackendConfig, DebugConfig, DeviceConfig, OnFault, VmConfig};
 use crate::diagnose::{Mark, Timeline};
 use crate::hypervisor::Vm as Hypervisor;
@@ -29,11 +29,10 @@ use crate::plugins::memory_table::MemoryRecord;
 use crate::plugins::object::{Backends, Object};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::wiring::Isa;
-use crate::thread;
 use crate::vcpu::VcpuSet;
 
 pub(super) fn build<H: Hypervisor>(
-    begun: H::Begun,
+    making: Making<H>,
     config: VmConfig,
     started: Instant,
 ) -> Result<Vm<H>> {
@@ -44,10 +43,10 @@ pub(super) fn build<H: Hypervisor>(
         sender,
         freezer: Arc::default(),
     };
-    signals::deliver(&mailbox)?;
+    let signals = Signals::register(&mailbox)?;
     let images = Images::open(&config.boot)?;
     let debug_port = Arc::new(DebugPort::new(debug_output(&config)?));
-    let making = Making::<H>::begin(begun, &config, images.kernel())?;
+    making.order(&config, images.kernel());
     let mut plugins = Plugins::load(&config)?;
     timeline.mark(Mark::PluginsLoaded);
 
@@ -96,7 +95,7 @@ pub(super) fn build<H: Hypervisor>(
     let guest = images.place(placing, &hypervisor, &machine, &config)?;
     timeline.mark(Mark::DevicesCreated);
 
-    let vcpus = joined(vcpus)?;
+    let vcpus = vcpus.made()?;
     let spoke = Arc::new(AtomicBool::new(false));
     let handler = |_| Watched::new(machine.exit_handler(), timeline.clone(), spoke.clone());
     let vcpus = VcpuSet::spawn(
@@ -119,6 +118,7 @@ pub(super) fn build<H: Hypervisor>(
         hypervisor,
         guest,
         messages,
+        signals: Some(signals),
         waiting: VecDeque::new(),
         timeline,
         debug_port,
@@ -126,64 +126,6 @@ pub(super) fn build<H: Hypervisor>(
         asked_to_stop: false,
         started,
     })
-}
-
-/// The VM on its way, and then its CPUs, on a thread of its own: the hypervisor mostly waits meanwhile.
-struct Making<H: Hypervisor> {
-    vm: Receiver<(Arc<H>, Option<Placing>)>,
-    vcpus: Vcpus<H>,
-}
-
-/// CPUs on their way.
-type Vcpus<H> = JoinHandle<Result<Vec<<H as Hypervisor>::Vcpu>>>;
-
-impl<H: Hypervisor> Making<H> {
-    /// Begins. As soon as there is memory, `kernel` is placed in it, on a thread of its own if there is one.
-    fn begin(begun: H::Begun, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) -> Result<Self> {
-        let (name, bytes) = (config.name.clone(), config.memory_bytes);
-        let (backing, model) = (config.backing.clone(), config.cpu_model.clone());
-        let cpus = u32::from(config.cpus);
-        let (made, receiver) = channel();
-        let make = move || {
-            let mut placing = None;
-            let vm = H::create(begun, &name, bytes, &backing, |memory| {
-                placing = kernel.and_then(|files| Placing::begin(files, memory.clone()).ok());
-            })?;
-            let vm = Arc::new(vm);
-            let max = vm.max_vcpus();
-            ensure!(
-                cpus <= max,
-                "[main] cpus = {cpus} is more than this host's hypervisor allows: at most {max}"
-            );
-            if made.send((Arc::clone(&vm), placing)).is_err() {
-                // Nobody waits for the VM any more: something else has failed.
-                return Ok(Vec::new());
-            }
-            (0..cpus).map(|cpu| vm.create_vcpu(cpu, &model)).collect()
-        };
-        let thread = thread::spawn("hypervisor", make);
-        Ok(Self {
-            vm: receiver,
-            vcpus: thread.context("The system has no thread left")?,
-        })
-    }
-
-    /// The VM, which CPUs are still being added to.
-    fn vm(self) -> Result<(Arc<H>, Option<Placing>, Vcpus<H>)> {
-        match self.vm.recv() {
-            Ok((vm, placing)) => Ok((vm, placing, self.vcpus)),
-            Err(_) => Err(match joined(self.vcpus) {
-                Err(error) => error,
-                Ok(_) => anyhow!("The thread that makes the VM has made none"),
-            }),
-        }
-    }
-}
-
-fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
-    thread
-        .join()
-        .map_err(|_| anyhow!("The thread that makes the VM has panicked"))?
 }
 
 /// Where `[main] debug_port` sends what firmware says.

@@ -14,7 +14,6 @@ use std::ffi::CStr;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kvm_bindings::{
@@ -76,7 +75,7 @@ impl Vm for KvmVm {
 
     /// Names are not taken here.
     fn begin(_: bool) -> KvmBegun {
-        KvmBegun(thread::spawn("kvm", make))
+        KvmBegun(make())
     }
 
     fn create(
@@ -93,7 +92,7 @@ impl Vm for KvmVm {
             fd,
             cpuid,
             max_vcpus,
-        } = begun.made().with_context(describe)?;
+        } = begun.0.with_context(describe)?;
         map_memory(&fd, &memory).with_context(describe)?;
         create_devices(&fd).with_context(describe)?;
         let routing = Routing::default();
@@ -107,6 +106,20 @@ impl Vm for KvmVm {
             fd,
             memory,
         })
+    }
+
+    /// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one
+    /// right behind the other, and a guest that can't keep up would do nothing else.
+    ///
+    /// KVM waits for two grace periods meanwhile, of up to 10 ms each, and keeps a guest's accesses to the PIT waiting as long: a thread
+    /// does it once the guest runs.
+    fn started(&self) {
+        let spawned = borrow(&self.fd)
+            .try_clone_to_owned()
+            .and_then(|vm| thread::spawn("pit-ticks", move || drop_missed_ticks(&vm)));
+        if let Err(error) = spawned {
+            log::warn!("The PIT's missed ticks can't be dropped without a thread: {error}");
+        }
     }
 
     fn memory(&self) -> &Arc<GuestMemory> {
@@ -156,12 +169,8 @@ impl Vm for KvmVm {
             .create_vcpu(u64::from(id))
             .with_context(|| format!("KVM refused vCPU {cpu} with local APIC id {id}"))?;
         let shared = (Arc::clone(&self.memory), Arc::clone(&self.msrs));
-        let vm = match cpu {
-            0 => Some(borrow(&self.fd).try_clone_to_owned()),
-            _ => None,
-        };
-        let vm = vm.transpose().context("Cannot duplicate a descriptor")?;
-        KvmVcpu::new(fd, vm, &cpuid, shared).with_context(|| format!("Cannot set up vCPU {cpu}"))
+        KvmVcpu::new(fd, cpu == 0, &cpuid, shared)
+            .with_context(|| format!("Cannot set up vCPU {cpu}"))
     }
 
     fn set_irq_line(&self, gsi: u32, high: bool) -> Result<()> {
@@ -246,9 +255,9 @@ impl Vm for KvmVm {
     }
 }
 
-/// A VM without anything in it, once its thread has made it; or why there is no thread.
+/// A VM without anything in it.
 #[derive(Debug)]
-pub struct KvmBegun(std::io::Result<JoinHandle<Result<Empty>>>);
+pub struct KvmBegun(Result<Empty>);
 
 /// That VM, and what KVM allows in it.
 #[derive(Debug)]
@@ -256,15 +265,6 @@ struct Empty {
     fd: VmFd,
     cpuid: CpuidProfile,
     max_vcpus: u32,
-}
-
-impl KvmBegun {
-    fn made(self) -> Result<Empty> {
-        self.0
-            .context("The system has no thread left")?
-            .join()
-            .map_err(|_| anyhow!("The thread that makes it has panicked"))?
-    }
 }
 
 /// KVM_CREATE_VM may wait for grace periods of the kernel's RCU, milliseconds each, and where KVM runs in a VM itself, each of the
@@ -456,21 +456,11 @@ fn create_devices(fd: &VmFd) -> Result<()> {
     fd.create_pit2(pit).context("KVM refused the PIT")
 }
 
-/// Ticks of the PIT that a guest was too late for are lost, as on hardware and bhyve: KVM would deliver them all at once, one
-/// right behind the other, and a guest that can't keep up would do nothing else.
-///
-/// KVM waits for two grace periods meanwhile, of up to 10 ms each, and keeps a guest's accesses to the PIT waiting as long: a thread
-/// does it once the guest runs.
-fn drop_missed_ticks(vm: OwnedFd) {
-    let set = move || {
-        let reinject = kvm_reinject_control::default();
-        // SAFETY: KVM_REINJECT_CONTROL reads a kvm_reinject_control.
-        if let Err(error) = unsafe { ioctl(vm, SetReinject::new(reinject)) } {
-            log::warn!("KVM refused to drop the PIT's missed ticks: {error}");
-        }
-    };
-    if let Err(error) = thread::spawn("pit-ticks", set) {
-        log::warn!("The PIT's missed ticks can't be dropped without a thread: {error}");
+fn drop_missed_ticks(vm: &OwnedFd) {
+    let reinject = kvm_reinject_control::default();
+    // SAFETY: KVM_REINJECT_CONTROL reads a kvm_reinject_control.
+    if let Err(error) = unsafe { ioctl(vm, SetReinject::new(reinject)) } {
+        log::warn!("KVM refused to drop the PIT's missed ticks: {error}");
     }
 }
 

@@ -1,7 +1,6 @@
 //! One KVM vCPU: its run loop and its registers.
 #![allow(unsafe_code)] // passes the run page that KVM filled to its reader
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -27,17 +26,15 @@ pub struct KvmVcpu {
     kick: Arc<KvmKick>,
     power_on: Box<PowerOn>,
     msrs: Arc<UnknownMsrs>,
-    /// The VM of a bootstrap CPU that has not run yet.
-    fresh: Option<OwnedFd>,
     // The guest runs in this memory: it must stay mapped as long as the vCPU can run.
     _memory: Arc<GuestMemory>,
 }
 
 impl KvmVcpu {
-    /// `vm` is that of a bootstrap CPU.
+    /// `boots`: the bootstrap CPU.
     pub(super) fn new(
         fd: VcpuFd,
-        vm: Option<OwnedFd>,
+        boots: bool,
         cpuid: &[kvm_cpuid_entry2],
         (memory, msrs): (Arc<GuestMemory>, Arc<UnknownMsrs>),
     ) -> Result<Self> {
@@ -47,15 +44,13 @@ impl KvmVcpu {
             .context("KVM refused the CPUID table: it takes 48 or 57 as the width of virtual addresses (leaf 80000008), and only \
                  XSAVE features that this CPU has (leaf d)")?;
         let kick = Arc::new(KvmKick::new(&fd)?);
-        let power_on = Box::new(
-            PowerOn::of(&fd, vm.is_some()).context("KVM does not tell the power-on state")?,
-        );
+        let power_on =
+            Box::new(PowerOn::of(&fd, boots).context("KVM does not tell the power-on state")?);
         Ok(Self {
             fd,
             kick,
             power_on,
             msrs,
-            fresh: vm,
             _memory: memory,
         })
     }
@@ -70,9 +65,6 @@ impl Drop for KvmVcpu {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, handler: &mut dyn ExitHandler) -> Result<Exit> {
         self.kick.adopt();
-        if let Some(vm) = self.fresh.take() {
-            super::drop_missed_ticks(vm);
-        }
         loop {
             match self.fd.run() {
                 Ok(_) => {}
