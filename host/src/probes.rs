@@ -4,7 +4,7 @@
 #![allow(unsafe_code)] // what `usdt` makes of the provider is assembly
 
 #[usdt::provider(provider = "vmm_host")]
-mod vmm_host {
+mod firing {
     fn pio_read(port: u16, bytes: u8, value: u32) {}
     fn pio_write(port: u16, bytes: u8, value: u32) {}
     fn mmio_read(address: u64, bytes: u8, value: u64) {}
@@ -24,41 +24,41 @@ pub fn register() {
 /// The guest has read from an I/O port, on the thread of the vCPU that did.
 #[inline(always)]
 pub(crate) fn pio_read(port: u16, bytes: u8, value: u32) {
-    vmm_host::pio_read!(|| (port, bytes, value));
+    firing::pio_read!(|| (port, bytes, value));
 }
 
 /// The guest has written to one.
 #[inline(always)]
 pub(crate) fn pio_write(port: u16, bytes: u8, value: u32) {
-    vmm_host::pio_write!(|| (port, bytes, value));
+    firing::pio_write!(|| (port, bytes, value));
 }
 
 /// The guest has read a device's memory.
 #[inline(always)]
 pub(crate) fn mmio_read(address: u64, bytes: u8, value: u64) {
-    vmm_host::mmio_read!(|| (address, bytes, value));
+    firing::mmio_read!(|| (address, bytes, value));
 }
 
 /// The guest has written to it.
 #[inline(always)]
 pub(crate) fn mmio_write(address: u64, bytes: u8, value: u64) {
-    vmm_host::mmio_write!(|| (address, bytes, value));
+    firing::mmio_write!(|| (address, bytes, value));
 }
 
 /// vCPU `cpu` has left the guest for something else.
 #[inline(always)]
 pub(crate) fn vcpu_exit(cpu: u32, why: &str) {
-    vmm_host::vcpu_exit!(|| (cpu, why));
+    firing::vcpu_exit!(|| (cpu, why));
 }
 
 /// The machine is about to be reset.
 #[inline(always)]
 pub(crate) fn reset(vm: &str, why: &str) {
-    vmm_host::reset!(|| (vm, why));
+    firing::reset!(|| (vm, why));
 }
 
 /// It has been, and goes on.
 #[inline(always)]
 pub(crate) fn reset_done(vm: &str) {
-    vmm_host::reset_done!(|| vm);
+    firing::reset_done!(|| vm);
 }

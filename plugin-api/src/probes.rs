@@ -9,7 +9,7 @@ mod fired {
     use vmm_abi::block::{BlockDone, BlockReq};
 
     #[usdt::provider(provider = "vmm_block")]
-    mod vmm_block {
+    mod firing {
         fn request_start(disk: &str, token: u64, op: u32, offset: u64, bytes: u64) {}
         fn request_done(disk: &str, token: u64, error: i32) {}
     }
@@ -22,18 +22,12 @@ mod fired {
 
     #[inline(always)]
     pub(crate) fn request_start(disk: &str, request: &BlockReq) {
-        vmm_block::request_start!(|| (
-            disk,
-            request.token,
-            request.op,
-            request.offset,
-            request.len
-        ));
+        firing::request_start!(|| (disk, request.token, request.op, request.offset, request.len));
     }
 
     #[inline(always)]
     pub(crate) fn request_done(disk: &str, done: &BlockDone) {
-        vmm_block::request_done!(|| (disk, done.token, -done.result));
+        firing::request_done!(|| (disk, done.token, -done.result));
     }
 }
 
