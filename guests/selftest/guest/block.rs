@@ -6,7 +6,7 @@ use crate::memory::{self, Dma};
 use crate::pci::{self, Function};
 use crate::virtio::{self, Device};
 use crate::virtqueue::{Buffer, Queue};
-use crate::{check, interrupts, println};
+use crate::{check, clock, interrupts, println};
 
 /// Feature bits (5.2.3).
 pub const F_READ_ONLY: u64 = 1 << 5;
@@ -164,7 +164,10 @@ impl Disk {
         if !interrupts::wait(QUEUE + queue as u8, interrupts_before, PATIENCE) {
             return None;
         }
-        self.queue(queue).take_used()
+        // It may be the late one of a request that was taken without waiting for it.
+        let returned = self.queue(queue);
+        clock::wait_until(PATIENCE, || returned.has_used());
+        returned.take_used()
     }
 
     /// One request on one queue, interrupt included; its status byte, or None when it is not returned.

@@ -168,8 +168,9 @@ fn received_data_interrupt() {
         outb(IER, 0);
         (cause, after)
     });
+    // Whoever reads the cause late, since its processor was elsewhere, may see the FIFO's time-out instead (16550D, section 8.6.5).
     check!(
-        cause == 0x04 && after == 0x01,
+        matches!(cause, 0x04 | 0x0c) && after == 0x01,
         "uart",
         "received data raises cause {cause:#x}, reading it leaves {after:#x}"
     );
