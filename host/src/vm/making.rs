@@ -47,7 +47,7 @@ impl<H: Vm> Making<H> {
         }
     }
 
-    /// Goes on with what it says. As soon as there is memory, `kernel` is placed in it, on a thread of its own if there is one.
+    /// Goes on with what it says. As soon as there is memory, `kernel` is placed in it.
     pub(super) fn order(&self, config: &VmConfig, kernel: Option<Arc<KernelFiles>>) {
         // If the thread has ended, [`Making::vm`] says why.
         let _ = self.orders.send(Order {

@@ -1,7 +1,6 @@
-//! A kernel on its way into guest memory, on a thread of its own: zeroed pages and a copied kernel are most of what a start
-//! takes, and need nothing of the machine around them.
+//! A kernel on its way into guest memory, if it is a large one on a thread of its own: zeroed pages and a copied kernel are most of what a
+//! start takes, and need nothing of the machine around them.
 
-use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -10,6 +9,9 @@ use anyhow::{Result, anyhow};
 use crate::boot::{self, Image, Placed};
 use crate::memory::GuestMemory;
 use crate::thread;
+
+/// What is placed sooner than a thread begins, in bytes.
+const SMALL: u64 = 1 << 20;
 
 /// What direct boot puts into memory.
 pub(super) struct KernelFiles {
@@ -23,6 +25,10 @@ impl KernelFiles {
         boot::place(memory, &self.kernel, self.initrd.as_ref(), used)
     }
 
+    fn bytes(&self) -> u64 {
+        self.kernel.bytes() + self.initrd.as_ref().map_or(0, Image::bytes)
+    }
+
     /// Gives back what placing them has left behind.
     pub fn tidy(&self) {
         self.kernel.tidy();
@@ -30,21 +36,36 @@ impl KernelFiles {
     }
 }
 
-/// The thread that does it.
-pub(super) struct Placing(JoinHandle<Result<Placed>>);
+/// One that has begun.
+pub(super) enum Placing {
+    Done(Box<Result<Placed>>),
+    Thread(JoinHandle<Result<Placed>>),
+}
 
 impl Placing {
     /// Begins in fresh memory.
-    pub fn begin(files: Arc<KernelFiles>, memory: Arc<GuestMemory>) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub fn begin(files: Arc<KernelFiles>, memory: Arc<GuestMemory>) -> Result<Self> {
+        let small = files.bytes() <= SMALL;
         let place = move || files.place(&memory, false);
-        let thread = thread::spawn("kernel", place)?;
-        Ok(Self(thread))
+        if small {
+            return Ok(Self::Done(Box::new(place())));
+        }
+        Ok(Self::Thread(thread::spawn("kernel", place)?))
     }
 
     /// Waits for its end.
+    ///
+    /// # Errors
+    /// The files can't be placed.
     pub fn placed(self) -> Result<Placed> {
-        self.0
-            .join()
-            .map_err(|_| anyhow!("The thread that loads the kernel has panicked"))?
+        match self {
+            Self::Done(placed) => *placed,
+            Self::Thread(thread) => thread
+                .join()
+                .map_err(|_| anyhow!("The thread that loads the kernel has panicked"))?,
+        }
     }
 }
