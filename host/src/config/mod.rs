@@ -39,6 +39,7 @@ use spelling::suggestion;
 use values::{Field, refuse_unknown};
 
 use crate::hypervisor::Kind;
+use crate::hypervisor::backing::memory_of_machine;
 use crate::plugins::registry::{BackendEntry, Registry};
 use crate::plugins::schema::BackendKind;
 use crate::plugins::search::{Candidates, Origin, SearchOptions, candidates};
@@ -405,12 +406,4 @@ fn drop_consequences(problems: &mut Problems, syntax: usize, files: &[Source]) {
             || (problem.at.is_some() && broken.contains(&line(problem.at)));
         index <= syntax || !consequence
     });
-}
-
-/// How much memory this machine has, in bytes, where the system says so in the usual place.
-fn memory_of_machine() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
 }

@@ -23,6 +23,15 @@ pub const ALIGNMENT: usize = 2 << 20;
 /// large page, comes to lie at its foot on a large page's boundary and becomes one.
 const GUARD: usize = 4096;
 
+/// How much memory this machine has, in bytes, if the system tells.
+pub fn memory_of_machine() -> Option<u64> {
+    let number = |name| {
+        // SAFETY: takes a number, changes nothing.
+        u64::try_from(unsafe { libc::sysconf(name) }).ok()
+    };
+    number(libc::_SC_PHYS_PAGES)?.checked_mul(number(libc::_SC_PAGESIZE)?)
+}
+
 /// A writable mapping, of part of a file or of private memory that starts as zeros. Unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {

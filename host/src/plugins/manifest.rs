@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::schema::{BackendKind, OptionSpec};
-use super::section::{SectionError, manifest_text};
+use super::section::{PluginFile, SectionError};
 
 /// Version of the plugin ABI: a plugin runs in a host of the same major version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,7 +150,9 @@ impl std::error::Error for ManifestError {}
 impl Manifest {
     /// Reads and checks the manifest in the plugin file at `path`, running none of its code.
     pub fn read(path: &Path) -> Result<Manifest, ManifestError> {
-        let text = manifest_text(path).map_err(ManifestError::Section)?;
+        let text = PluginFile::open(path)
+            .and_then(|file| file.manifest_text())
+            .map_err(ManifestError::Section)?;
         super::manifest_toml::parse(text)
     }
 

@@ -14,7 +14,7 @@ use log::debug;
 
 use super::manifest::{Manifest, ManifestError};
 use super::manifest_toml::parse;
-use super::section::{SectionError, manifest_text};
+use super::section::{PluginFile, SectionError};
 use crate::config::source::Span;
 
 /// The environment variable with further directories, separated by colons.
@@ -214,12 +214,13 @@ pub fn candidates(directories: Vec<Directory>) -> Candidates {
         let index = found.directories.len();
         found.directories.push(directory);
         for path in files {
-            let identity = std::fs::metadata(&path).map(|file| (file.dev(), file.ino()));
+            let file = PluginFile::open(&path);
+            let identity = file.as_ref().map(PluginFile::identity);
             if identity.is_ok_and(|identity| !seen_files.insert(identity)) {
                 continue;
             }
             found.files.push(Candidate {
-                text: manifest_text(&path),
+                text: file.and_then(|file| file.manifest_text()),
                 path,
                 directory: index,
             });

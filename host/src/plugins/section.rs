@@ -4,8 +4,8 @@
 //! on how large the file is. The file may be anything, since it is only known to end in `.so`.
 
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use object::elf::{FileHeader64, SectionHeader64};
@@ -82,23 +82,59 @@ impl fmt::Display for SectionError {
 
 impl std::error::Error for SectionError {}
 
-/// Reads the manifest text of the plugin at `path`, without the NULs that pad it.
-pub fn manifest_text(path: &Path) -> Result<String, SectionError> {
-    let unreadable = |error: std::io::Error| SectionError::Unreadable(error.to_string());
-    // Before opening, since opening a FIFO would wait for its other end.
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(SectionError::NotRegular);
+/// A file that may be a plugin, open.
+#[derive(Debug)]
+pub struct PluginFile {
+    file: File,
+    metadata: Metadata,
+}
+
+impl PluginFile {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// It can't be opened, or is no regular file.
+    pub fn open(path: &Path) -> Result<Self, SectionError> {
+        let mut options = OpenOptions::new();
+        // A FIFO would wait for its other end.
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path).map_err(|error| {
+            // Some files can only be looked at.
+            match std::fs::metadata(path) {
+                Ok(metadata) if !metadata.is_file() => SectionError::NotRegular,
+                _ => unreadable(error),
+            }
+        })?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(SectionError::NotRegular);
+        }
+        Ok(Self { file, metadata })
     }
-    let file = File::open(path).map_err(unreadable)?;
-    let mut start = [0; size_of::<Header>()];
-    let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    let start = &mut start[..length.min(size_of::<Header>())];
-    file.read_exact_at(start, 0).map_err(unreadable)?;
-    check_ident(start)?;
-    let bytes = section(&file, start)?;
-    let text = String::from_utf8(bytes).map_err(|_| SectionError::NotText)?;
-    Ok(text.trim_end_matches('\0').to_string())
+
+    /// The same for each of a file's names.
+    pub fn identity(&self) -> (u64, u64) {
+        (self.metadata.dev(), self.metadata.ino())
+    }
+
+    /// Reads the plugin's manifest text, without the NULs that pad it.
+    ///
+    /// # Errors
+    /// It is no plugin, or a damaged one.
+    pub fn manifest_text(&self) -> Result<String, SectionError> {
+        let mut start = [0; size_of::<Header>()];
+        let length = usize::try_from(self.metadata.len()).unwrap_or(usize::MAX);
+        let start = &mut start[..length.min(size_of::<Header>())];
+        self.file.read_exact_at(start, 0).map_err(unreadable)?;
+        check_ident(start)?;
+        let bytes = section(&self.file, start)?;
+        let text = String::from_utf8(bytes).map_err(|_| SectionError::NotText)?;
+        Ok(text.trim_end_matches('\0').to_string())
+    }
+}
+
+fn unreadable(error: std::io::Error) -> SectionError {
+    SectionError::Unreadable(error.to_string())
 }
 
 /// Checks e_ident and e_machine, which have the same place in both classes (System V gABI, "ELF Header").
