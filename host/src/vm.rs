@@ -41,6 +41,8 @@ pub const EXIT_DESTROYED: u8 = 4;
 
 /// How long a vCPU may take to leave a device. A device that takes longer is broken: register accesses must not block.
 const LEAVE_DEVICE: Duration = Duration::from_secs(5);
+/// For so long after its start the guest has the processors to itself, unless something happens.
+const BEGINNING: Duration = Duration::from_millis(20);
 /// How often to look whether the guest has halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
 /// After this many of them without a message, most guests have booted, and what the start has left behind goes.
@@ -246,9 +248,6 @@ impl<H: Hypervisor> Vm<H> {
         }
         self.timeline.mark(Mark::Running);
         self.vcpus.resume();
-        // What follows is not what the guest should wait for.
-        self.hypervisor.started();
-        self.deliver_signals()?;
         Ok(None)
     }
 
@@ -258,6 +257,12 @@ impl<H: Hypervisor> Vm<H> {
 
     /// Acts on messages until the VM ends.
     fn serve(&mut self) -> Result<Ending> {
+        // Where processors are few, threads that begin now would run before the guest.
+        if let Ok(message) = self.messages.recv_timeout(BEGINNING) {
+            self.waiting.push_back(message);
+        }
+        self.hypervisor.started();
+        self.deliver_signals()?;
         let resets = &mut ResetLog::default();
         let mut quiet = 0;
         loop {
