@@ -4,7 +4,7 @@
 //! A guest selects an item by key and reads it byte by byte from a port, or has it copied into its memory at once. Items
 //! with a name stand in a directory, which is an item too.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Result, ensure};
 
@@ -51,8 +51,8 @@ pub type Maker = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 enum Contents {
     Fixed(Arc<[u8]>),
-    /// As long as they were at first, since the directory says how long that is.
-    Made(usize, Maker),
+    /// As long as they were when somebody first asked: the directory says how long that is.
+    Made(OnceLock<usize>, Maker),
 }
 
 struct Item {
@@ -64,7 +64,7 @@ impl Item {
     fn len(&self) -> usize {
         match &self.contents {
             Contents::Fixed(bytes) => bytes.len(),
-            Contents::Made(len, _) => *len,
+            Contents::Made(len, make) => *len.get_or_init(|| make().len()),
         }
     }
 
@@ -73,12 +73,13 @@ impl Item {
             Contents::Fixed(bytes) => Arc::clone(bytes),
             Contents::Made(len, make) => {
                 let mut bytes = make();
-                if bytes.len() != *len {
+                let len = *len.get_or_init(|| bytes.len());
+                if bytes.len() != len {
                     log::warn!(
                         "fw_cfg item {:#x} has changed its size: the guest gets a part of it",
                         self.key
                     );
-                    bytes.resize(*len, 0);
+                    bytes.resize(len, 0);
                 }
                 bytes.into()
             }
@@ -135,12 +136,16 @@ impl Items {
         self.name(name, Contents::Fixed(bytes.into()))
     }
 
-    /// Adds a file of `len` bytes that is made anew whenever a guest selects it.
+    /// Adds a file that is made anew whenever a guest selects it. Its length stays what it was when a guest first asked.
     ///
     /// # Errors
     /// As for [`Items::file`].
-    pub fn made(&mut self, name: &str, len: usize, make: Maker) -> Result<()> {
-        self.name(name, Contents::Made(len, make))
+    pub fn made(&mut self, name: &str, make: Maker) -> Result<()> {
+        self.name(name, Contents::Made(OnceLock::new(), make))
+    }
+
+    fn find(&self, key: u16) -> Option<&Item> {
+        self.items.iter().find(|item| item.key == key)
     }
 
     /// Sorted by name: firmware may search it so.
@@ -149,7 +154,7 @@ impl Items {
         files.sort();
         let mut bytes = (files.len() as u32).to_be_bytes().to_vec();
         for (name, key) in files {
-            let item = self.items.iter().find(|item| item.key == *key);
+            let item = self.find(*key);
             bytes.extend((item.map_or(0, Item::len) as u32).to_be_bytes());
             bytes.extend(key.to_be_bytes());
             bytes.extend([0; 2]);
@@ -183,7 +188,9 @@ struct State {
 
 /// The device. Callable on any thread.
 pub struct FwCfg {
-    items: Vec<Item>,
+    items: Items,
+    /// Made when a guest first asks for it, which those that no firmware starts mostly don't.
+    directory: OnceLock<Arc<[u8]>>,
     memory: Arc<GuestMemory>,
     state: Mutex<State>,
 }
@@ -191,11 +198,10 @@ pub struct FwCfg {
 impl FwCfg {
     /// The device with these items; DMA goes to `memory`.
     #[must_use]
-    pub fn new(mut items: Items, memory: Arc<GuestMemory>) -> Self {
-        let directory = items.directory();
-        items.put(KEY_DIRECTORY, directory.into());
+    pub fn new(items: Items, memory: Arc<GuestMemory>) -> Self {
         let this = Self {
-            items: items.items,
+            items,
+            directory: OnceLock::new(),
             memory,
             state: Mutex::default(),
         };
@@ -217,8 +223,13 @@ impl FwCfg {
     fn select(&self, state: &mut State, key: u16) {
         state.selected = key;
         state.offset = 0;
-        let item = self.items.iter().find(|item| item.key == key & KEY_MASK);
-        state.contents = item.map(Item::contents);
+        state.contents = match key & KEY_MASK {
+            KEY_DIRECTORY => {
+                let directory = || self.items.directory().into();
+                Some(Arc::clone(self.directory.get_or_init(directory)))
+            }
+            key => self.items.find(key).map(Item::contents),
+        };
     }
 
     /// The next byte, 0 beyond the end.

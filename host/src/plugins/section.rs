@@ -10,7 +10,6 @@ use std::path::Path;
 
 use object::elf::{FileHeader64, SectionHeader64};
 use object::pod::{from_bytes, slice_from_bytes};
-use object::read::StringTable;
 use object::read::elf::{FileHeader, SectionHeader};
 use object::{Endianness, elf};
 
@@ -212,14 +211,18 @@ fn section(file: &File, start: &[u8]) -> Result<Vec<u8>, SectionError> {
         return Err(SectionError::NotPlugin);
     }
     let names = read(file, names.sh_offset(endian), names.sh_size(endian))?;
-    let names = StringTable::new(&names[..], 0, names.len() as u64);
-    let name = |header: &SectionHeader64<Endianness>| names.get(header.sh_name(endian));
-    let Some(section) = headers
-        .iter()
-        .find(|header| name(header) == Ok(SECTION.as_bytes()))
-    else {
+    let from = |header: &SectionHeader64<Endianness>| {
+        let start = usize::try_from(header.sh_name(endian)).ok()?;
+        names.get(start..)
+    };
+    let is_wanted = |header: &&SectionHeader64<Endianness>| {
+        let rest = from(header).and_then(|name| name.strip_prefix(SECTION.as_bytes()));
+        rest.is_some_and(|rest| rest.starts_with(&[0]))
+    };
+    let Some(section) = headers.iter().find(is_wanted) else {
         // With the name table gone nothing has a name; that is damage, not another kind of library.
-        return Err(match headers.iter().all(|header| name(header).is_ok()) {
+        let named = |header| from(header).is_some_and(|name| name.contains(&0));
+        return Err(match headers.iter().all(named) {
             true => SectionError::NotPlugin,
             false => SectionError::Truncated,
         });

@@ -140,19 +140,17 @@ fn items<V: Vm>(
     items.file(smbios::TABLES_FILE, smbios.tables.as_slice())?;
     type Part = fn(acpi::Blobs) -> Vec<u8>;
     // What a guest changes in the machine changes values in them, not their lengths.
-    let now = machine.acpi_blobs();
-    let parts: [(&str, usize, Part); 3] = [
-        (acpi::TABLES_FILE, now.tables.len(), |blobs| blobs.tables),
-        (acpi::RSDP_FILE, now.rsdp.len(), |blobs| blobs.rsdp),
-        (acpi::LOADER_FILE, now.loader.len(), |blobs| blobs.loader),
+    let parts: [(&str, Part); 3] = [
+        (acpi::TABLES_FILE, |blobs| blobs.tables),
+        (acpi::RSDP_FILE, |blobs| blobs.rsdp),
+        (acpi::LOADER_FILE, |blobs| blobs.loader),
     ];
-    for (name, len, part) in parts {
+    for (name, part) in parts {
         // The machine holds the device that holds this.
         let machine = Arc::downgrade(machine);
         let blobs = move || machine.upgrade().map(|machine| machine.acpi_blobs());
         items.made(
             name,
-            len,
             Box::new(move || blobs().map(part).unwrap_or_default()),
         )?;
     }

@@ -8,7 +8,7 @@ fn device() -> FwCfg {
     let mut items = Items::new(3, [7; 16]);
     items.file("opt/b", *b"second").unwrap();
     items.file("etc/a", *b"first").unwrap();
-    items.made("etc/made", 5, Box::new(|| vec![9; 5])).unwrap();
+    items.made("etc/made", Box::new(|| vec![9; 5])).unwrap();
     FwCfg::new(items, Arc::new(GuestMemory::new(RAM).unwrap()))
 }
 
