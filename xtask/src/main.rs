@@ -37,7 +37,7 @@ enum Command {
     Test(test::Arguments),
     /// Boot unmodified Debian kernels under vmm-host
     Lab(lab::Arguments),
-    /// Measure what docs/PROMISES.md promises
+    /// Measure what docs/performance.md says
     Bench(bench::Arguments),
     /// Pack bin/vmm-host and its plugins into a tar file
     Dist,
