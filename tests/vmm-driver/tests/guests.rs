@@ -13,11 +13,15 @@ const BANNER: &str = "vmm-selftest";
 
 /// Starts it on a system that differs from a perfect one by `settings`.
 fn start(scene: &Scene, settings: &str, vm: &str) -> Running {
+    start_with(scene, settings, vm, &[])
+}
+
+fn start_with(scene: &Scene, settings: &str, vm: &str, arguments: &[&str]) -> Running {
     let mut command = host();
     command
         .env("VMM_DRIVER", settings)
         .env("VMM_DRIVER_STRICT", "1");
-    scene.start_with(command, vm, &[])
+    scene.start_with(command, vm, arguments)
 }
 
 fn run(settings: &str, vm: &str) -> Ran {
@@ -158,14 +162,7 @@ fn force_takes_the_place_of_a_vm_of_the_same_name() {
         return;
     }
     let plain = vm("mode=poweroff", "", STDIO);
-    let force = |settings: &str| {
-        let scene = Scene::new();
-        let mut command = host();
-        command
-            .env("VMM_DRIVER", settings)
-            .env("VMM_DRIVER_STRICT", "1");
-        scene.start_with(command, &plain, &["--force"]).wait()
-    };
+    let force = |settings: &str| start_with(&Scene::new(), settings, &plain, &["--force"]).wait();
     // What is not there is not asked for.
     let ran = force("").exited(0);
     assert!(!ran.err.contains("destroys"), "{ran}");
