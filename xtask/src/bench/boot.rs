@@ -16,7 +16,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// For a boot of level 1 with all hosts.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(2400);
 const DEFAULT_HOSTS: &str = "vmm-host-elf,vmm-host-disk,vmm-host-bz,microvm,pc";
 /// Which hosts to boot, instead of all.
 const HOSTS: &str = "VMM_BENCH_HOSTS";
